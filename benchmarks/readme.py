@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import json
 import re
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -63,14 +64,15 @@ def headline(results: Path) -> str:
     found, trained = _read(results, "speed")["against_peer"], _read(results, "training_speed")
     peer, ours = found["peer"], found["ours"]
     steps = [case["times_faster"]["trainer"] for case in trained["cases"]]
-    lines = [
-        f"A whole trace of 25 tokens of SmolLM2-135M, {found['rows']} features expanded, takes two CPU cores",
-        f"**{ours['seconds']:.1f} s and {ours['peak_gb']:.1f} GB**, where circuit-tracer 0.5.0 takes {peer['seconds']:.0f} s",
-        f"and {peer['peak_gb']:.0f} GB; edges agree to {agreement.worst_edge(_read(results, 'agreement')):.0e}. "
-        f"A training step of a cross-layer transcoder is {min(steps):.0f} to {max(steps):.0f} times as",
-        "fast as decode-clt 0.0.1's.",
-    ]
-    return "\n".join(lines)
+    edges = agreement.worst_edge(_read(results, "agreement"))
+    return textwrap.fill(
+        f"A whole trace of 25 tokens of SmolLM2-135M, {found['rows']} features expanded, takes two CPU cores "
+        f"**{ours['seconds']:.1f} s and {ours['peak_gb']:.1f} GB**, where circuit-tracer 0.5.0 takes {peer['seconds']:.0f} s "
+        f"and {peer['peak_gb']:.0f} GB; edges agree to {edges:.0e}. A training step of a cross-layer transcoder is "
+        f"{min(steps):.0f} to {max(steps):.0f} times as fast as decode-clt 0.0.1's.",
+        width=125,
+        break_on_hyphens=False,
+    )
 
 
 def doubts(results: Path) -> str:

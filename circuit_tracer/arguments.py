@@ -110,7 +110,10 @@ def _checked(function: Callable[..., Any], names: dict[str, Any]) -> Callable[..
 
     @functools.wraps(function)
     def called(*given: Any, **named: Any) -> Any:
-        bound = signature.bind(*given, **named)
+        try:
+            bound = signature.bind(*given, **named)
+        except TypeError as error:
+            raise TypeError(f"{function.__name__}() {error}") from None  # as Python says it
         try:
             for name, value in bound.arguments.items():
                 if name in expected() and value is not signature.parameters[name].default:

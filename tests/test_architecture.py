@@ -76,9 +76,10 @@ MAY_IMPORT: dict[str, set[str]] = {
     "circuits": TOOLS,
     "replacement_model": {*TRACING, "interventions"},
     "viewer": SETS,
+    "assistants": {*SETS, "viewer"},  # tools over the server's own engine and folder of graphs
     "demo": {*SETS, "viewer"},
     **{name: {*SETS, "viewer", "demo", *COMPAT} for name in COMPAT},
-    "cli": {*SETS, "viewer", "demo"},
+    "cli": {*SETS, "viewer", "assistants", "demo"},
     "__main__": {"cli"},
     PACKAGE: SETS,  # the package's own names, all of them imported when they are used
 }

@@ -90,6 +90,8 @@ def test_arguments_in_each_others_place_are_told_their_order() -> None:
         traced(3, "text")  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"expected text$"):
         traced(3, 3)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"traced\(\) got an unexpected keyword argument 'counted'"):
+        traced("text", 3, counted=3)  # type: ignore[call-arg]
 
 
 def test_settings_are_checked_like_functions() -> None:

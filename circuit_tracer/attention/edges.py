@@ -25,12 +25,22 @@ def explain_edge(
 ) -> EdgeExplanation:
     """The attention heads that the edge from `source` to `target` runs through, with attention patterns frozen.
 
-    source, target: numbers of nodes, or ids such as "3_41_5". model: the one that the graph was traced with. paths: how many
-    whole paths of heads to list, the strongest that a best-first search finds.
+    The first call about a graph runs the model once; the prompt then stays in memory (`FrozenPrompt`).
 
-    The first call about a graph runs the model once; the prompt then stays in memory (`FrozenPrompt`). Raises InputError for a
-    node or an edge that does not exist, CompatibilityError for a graph of another model or dictionary, or one whose edge was
-    changed, NumericalError for sums that miss the edge by more than what is promised for the model's dtype.
+    Args:
+        graph: The graph of the prompt.
+        source: Number of the node, or its id such as "3_41_5".
+        target: The same of the node that it goes into.
+        model: The one that the graph was traced with.
+        paths: How many whole paths of heads to list, the strongest that a best-first search finds.
+
+    Returns:
+        The splits by first and last head, by number of heads, and the strongest paths.
+
+    Raises:
+        InputError: For a node or an edge that does not exist.
+        CompatibilityError: For a graph of another model or dictionary, or one whose edge was changed.
+        NumericalError: For sums that miss the edge by more than what is promised for the model's dtype.
     """
     if paths < 0:
         raise InputError(f"paths is {paths}; ask for at least 0")

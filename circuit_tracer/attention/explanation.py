@@ -18,9 +18,11 @@ from circuit_tracer.graph.edge_heads import HeadWeight
 class HeadPath:
     """What of an edge runs through exactly these heads, in this order.
 
-    heads: (layer, head) of each, from the source on. positions: the source's, then after each head the one that carries most
-    (of the paths that came by the positions before it), the last being where the target reads. weight: summed over all
-    positions, in units of the edge.
+    Attributes:
+        heads: (layer, head) of each, from the source on.
+        positions: The source's, then after each head the one that carries most (of the paths that came by the positions
+            before it), the last being where the target reads.
+        weight: Summed over all positions, in units of the edge.
     """
 
     heads: tuple[tuple[int, int], ...]
@@ -34,8 +36,12 @@ class HeadPath:
 
 @dataclass(frozen=True)
 class Rest:
-    """What the listed paths leave of an edge less its direct part. weight: signed sum, exact. mass: sum of the sizes of what it
-    is made of, as far as it was taken apart: a lower bound of that over single paths. hops: (n,) of the signed sum, by hops.
+    """What the listed paths leave of an edge less its direct part.
+
+    Attributes:
+        weight: Signed sum, exact.
+        mass: Sum of the sizes of what it is made of, as far as it was taken apart: a lower bound of that over single paths.
+        hops: (n,) of the signed sum, by hops.
     """
 
     weight: float
@@ -47,13 +53,23 @@ class Rest:
 class EdgeExplanation:
     """direct + sum of `first` = direct + sum of `last` = sum of `hops` = the edge, with attention patterns frozen.
 
-    source, target: node numbers; names: theirs. weight: of the edge, in the graph. direct: what runs through no head. first,
-    last: (L, H), by the first head of a path (at the source's token) and by its last (at the target's). through: (L, H), all
-    that runs through a head, which is what the edge loses with it; a path of k heads counts k times in its sum, so it is no
-    share of the edge across layers. hops: (n,), by the number of heads. mean_hops: sum of `through` over the edge; with parts
-    of opposite signs it may lie outside of what single paths have. paths: strongest first; rest: what they leave. residual:
-    the largest difference between the three sums and the weight, relative to the products of
-    single numbers that these are sums of.
+    Attributes:
+        source: Number of its node.
+        target: Number of its node.
+        names: Of both.
+        weight: Of the edge, in the graph.
+        direct: What runs through no head.
+        first: (L, H), by the first head of a path, at the source's token.
+        last: (L, H), by the last head of a path, at the target's token.
+        through: (L, H), all that runs through a head, which is what the edge loses with it; a path of k heads counts k
+            times in its sum, so it is no share of the edge across layers.
+        hops: (n,), by the number of heads.
+        mean_hops: Sum of `through` over the edge; with parts of opposite signs it may lie outside of what single paths
+            have.
+        paths: Strongest first.
+        rest: What they leave.
+        residual: The largest difference between the three sums and the weight, relative to the products of single numbers
+            that these are sums of.
     """
 
     source: int

@@ -30,9 +30,14 @@ LOGITS_AT_ONCE = 2**26  # numbers
 
 @dataclass(frozen=True)
 class Losses:
-    """Next-token losses in nats, means over sequences and positions. first, second: of the whole model on the first copy and
-    on the second. without: on the second, one for each group of heads that was taken away; first_without: on the first, where
-    nothing can be copied, so that what changes there too is more than a loss of copying.
+    """Next-token losses in nats, means over sequences and positions.
+
+    Attributes:
+        first: Of the whole model on the first copy.
+        second: Of the whole model on the second copy.
+        without: On the second, one for each group of heads that was taken away.
+        first_without: On the first, where nothing can be copied, so that what changes there too is more than a loss of
+            copying.
     """
 
     first: float

@@ -25,12 +25,17 @@ from circuit_tracer.models.indices import Head, checked_head
 
 @dataclass(frozen=True)
 class HeadTable:
-    """Scores of every head. scores: by their names in `SCORES`, (L, H) float64; NaN where a score is not defined, or a head
-    was not ablated.
+    """Scores of every head.
 
-    text: on what. sequences: those that were read, (T,) ids. skipped: those that were too short. repeated: queries that have
-    an earlier equal token. peaks: (N, L, H) the largest attention in a sequence, position 0 left out. losses: of the whole
-    model on repeated random tokens, "first copy" and "second copy", where heads were ablated; ablated: how.
+    Attributes:
+        text: On what.
+        scores: By their names in `SCORES`, (L, H) float64; NaN where a score is not defined, or a head was not ablated.
+        sequences: Those that were read, (T,) ids.
+        skipped: Those that were too short.
+        repeated: Queries that have an earlier equal token.
+        peaks: (N, L, H) the largest attention in a sequence, position 0 left out.
+        losses: Of the whole model on repeated random tokens, "first copy" and "second copy", where heads were ablated.
+        ablated: how.
     """
 
     model: str

@@ -60,17 +60,36 @@ def diagnose_heads(
 ) -> HeadTable:
     """Scores of every head, by the formulas of docs/how-to/heads.md.
 
-    model: a `ReplacementModel`, or a transformers causal LM with its `tokenizer` (and prepend_bos, which a `ReplacementModel`
-    brings with it). text: a text, several, or token ids of them; an iterable is read as far as max_tokens. They are cut into
-    windows of context_length tokens (512, or what the model reads at most), each behind the special token that prompts
-    begin with. None: `random` tokens, said twice.
+    Args:
+        model: A `ReplacementModel`, or a transformers causal LM with its `tokenizer` (and prepend_bos, which a
+            `ReplacementModel` brings with it).
+        text: A text, several, or token ids of them; an iterable is read as far as max_tokens. They are cut into windows of
+            context_length tokens (512, or what the model reads at most), each behind the special token that prompts begin
+            with. None: `random` tokens, said twice.
+        tokenizer: Where `model` is a transformers model.
+        prepend_bos: Whether sequences begin with the special token.
+        context_length: Tokens of a window; None: 512, or what the model reads at most.
+        max_tokens: Tokens that are read; None: all.
+        random: How random tokens are drawn; None: `RandomTokens()`.
+        ablate: Of which heads the effect on the loss is measured: so many of the highest induction scores, (layer, head)
+            pairs, or "all"; always on `random` tokens.
+        how: Their outputs are "zero", or their "mean" over tokens. One pass over these tokens a head; 0: none.
+        batch_tokens: Read at once; does not change the result.
+        progress: Called with (stage, done, total).
 
-    ablate: of which heads the effect on the loss is measured: so many of the highest induction scores, (layer, head) pairs, or
-    "all"; always on `random` tokens. how: their outputs are "zero", or their "mean" over tokens. One pass over these tokens
-    a head; 0: none.
+    Returns:
+        The scores of every head, (L, H) each.
 
-    batch_tokens: read at once; does not change the result. Raises InputError where no sequence has two tokens, and for heads
-    that do not exist; NumericalError where patterns are not finite; UnsupportedModelError where layers differ in their heads.
+    Raises:
+        InputError: Where no sequence has two tokens, and for heads that do not exist.
+        NumericalError: Where patterns are not finite.
+        UnsupportedModelError: Where layers differ in their heads.
+
+    Examples:
+        >>> from circuit_tracer.attention import diagnose_heads
+        >>> table = diagnose_heads(model, ablate=0)
+        >>> table.scores["induction"].shape
+        torch.Size([4, 2])
     """
     if batch_tokens < 1 or (max_tokens is not None and max_tokens < 2):
         raise InputError(f"batch_tokens is {batch_tokens} and max_tokens {max_tokens}; at least 1 and 2 are needed")
@@ -123,7 +142,23 @@ def ablate_heads(
 ) -> Losses:
     """Losses on repeated random tokens without groups of heads, each an iterable of (layer, head) that go together.
 
-    Arguments as those of `diagnose_heads`; one pass a group. Raises InputError for heads that do not exist.
+    Arguments as those of `diagnose_heads`; one pass a group.
+
+    Args:
+        model: As `diagnose_heads` takes it.
+        groups: Of heads, each an iterable of (layer, head) that go together.
+        tokenizer: Where `model` is a transformers model.
+        prepend_bos: Whether sequences begin with the special token.
+        random: The tokens; None: `RandomTokens()`.
+        how: Outputs become "zero", or their "mean" over tokens.
+        batch_tokens: Read at once; changes no result.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        Losses in nats: of the whole model, and without each group.
+
+    Raises:
+        InputError: For heads that do not exist.
     """
     parts, tokenizer, prepend_bos = opened(model, tokenizer, prepend_bos)
     drawn = (random or RandomTokens()).draw(parts, tokenizer, prepend_bos)

@@ -73,11 +73,25 @@ def write_headvis(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Path:
-    """Write a table of `diagnose_heads`, made of the same model, as FOLDER/{model_id}/headvis/{dataset}/; returns that.
+    """Write a table of `diagnose_heads`, made of the same model, as FOLDER/{model_id}/headvis/{dataset}/.
 
-    model_id: the model's name on Neuronpedia; by default the last part of its own, in lower case. dataset: what the text is
-    called. seed: decides which sequences are shown of an interval. Files of the same names are replaced; config.json, by
-    which a folder is known, is written last. Raises InputError for a model of other sizes.
+    Files of the same names are replaced; config.json, by which a folder is known, is written last.
+
+    Args:
+        table: Of `diagnose_heads`.
+        model: The model that it was made of.
+        folder: Where to write.
+        tokenizer: Its tokenizer.
+        dataset: What the text is called.
+        model_id: The model's name on Neuronpedia; by default the last part of its own, in lower case.
+        seed: Decides which sequences are shown of an interval.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        InputError: For a model of other sizes.
     """
     parts, tokenizer, _ = opened(model, tokenizer, True)
     sizes = (len(parts.layers), parts.config.n_heads)

@@ -35,9 +35,21 @@ def explain_edges(
 ) -> EdgeHeads:
     """The `keep` strongest first and last heads of many edges, which the graph then has as ``graph.edge_heads``.
 
-    edges: (source, target) pairs, by number or id; a pruned graph (`prune_graph`); or edges of the graph (``graph.edges``).
-    None: what `prune_graph(graph)` keeps, as in files for viewers. Every edge is split over all heads and compared with its
-    weight; then the strongest are kept. Raises what `explain_edge` raises.
+    Every edge is split over all heads and compared with its weight; then the strongest are kept. Raises what `explain_edge`
+    raises.
+
+    Args:
+        graph: The attribution graph.
+        model: The replacement model that the graph was traced with.
+        keep: How many of the strongest first and last heads to keep.
+        edges: (source, target) pairs, by number or id; a pruned graph (`prune_graph`); or edges of the graph
+            (``graph.edges``). None: what `prune_graph(graph)` keeps, as in files for viewers.
+
+    Returns:
+        The heads by edge, in the units of the edges; the graph keeps them too.
+
+    Raises:
+        CircuitTracerError: As `explain_edge`.
     """
     if keep < 1:
         raise InputError(f"keep is {keep}; keep at least one head an edge")

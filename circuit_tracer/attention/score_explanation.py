@@ -19,7 +19,11 @@ from circuit_tracer.graph.attention_scores import SOURCE_KINDS, AttentionScore, 
 
 
 class Contributor(NamedTuple):
-    """A source and what it contributes. node: its number in the graph, None for what is no node there."""
+    """A source and what it contributes.
+
+    Attributes:
+        node: Its number in the graph, None for what is no node there.
+    """
 
     id: str
     kind: SourceKind
@@ -31,7 +35,10 @@ class Contributor(NamedTuple):
 class Marginals:
     """What every source contributes to the score through one side, the other side as it is; they add up to the score.
 
-    values: (S + B,). position: of the side's constants: the query or the key. selected: (N_s,) which active features are nodes.
+    Attributes:
+        values: (S + B,).
+        position: Of the side's constants: the query or the key.
+        selected: (N_s,) which active features are nodes.
     """
 
     sources: ScoreSources
@@ -97,10 +104,16 @@ class Marginals:
 class ScoreExplanation:
     """Why a head looks at a key.
 
-    score: before the softmax, after a cap; with versus (another key, or "rest") the difference, which is that of the logs of
-    attention. log_attention: of the key. pattern: (P,) what the query gives to each position. query_side, key_side: marginals.
-    pairs: of both sides, None if they were not asked for. residual: by how much the marginals of a side miss the score,
-    relative to the mass of the products that these are sums of.
+    Attributes:
+        score: Before the softmax, after a cap; with versus (another key, or "rest") the difference, which is that of the
+            logs of attention.
+        log_attention: Of the key.
+        pattern: (P,) what the query gives to each position.
+        query_side: marginals.
+        key_side: marginals.
+        pairs: Of both sides, None if they were not asked for.
+        residual: By how much the marginals of a side miss the score, relative to the mass of the products that these are
+            sums of.
     """
 
     layer: int

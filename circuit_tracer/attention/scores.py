@@ -47,13 +47,33 @@ def explain_score(
 ) -> ScoreExplanation:
     """Why `head` of `layer` looks from position `query` at `key`, on the graph's prompt.
 
-    Positions may be counted from the end. versus: rather than at another key, or than at the "rest" that the query sees. pairs:
-    whether to take the pairs apart too, which takes 2 d rows instead of 2. model: the one that the graph was traced with.
-    Sources are all features that were active, nodes of the graph or not.
+    Positions may be counted from the end. Sources are all features that were active, nodes of the graph or not.
 
-    The first call about a graph runs the model; the prompt then stays in memory (`PromptScores`). Raises InputError for a place
-    that does not exist, or that the query does not see; CompatibilityError for a graph of another model or dictionary;
-    NumericalError if the marginals miss the score by more than what is promised for the model's dtype.
+    The first call about a graph runs the model; the prompt then stays in memory (`PromptScores`).
+
+    Args:
+        graph: The attribution graph.
+        model: The one that the graph was traced with.
+        layer: Of the head.
+        head: Its number.
+        query: Position that looks; negative ones count from the end.
+        key: Position that is looked at.
+        versus: Rather than at another key, or than at the "rest" that the query sees.
+        pairs: Whether to take the pairs apart too, which takes 2 d rows instead of 2.
+
+    Returns:
+        The score with the marginals of query and key, and their pairs.
+
+    Raises:
+        InputError: For a place that does not exist, or that the query does not see.
+        CompatibilityError: For a graph of another model or dictionary.
+        NumericalError: If the marginals miss the score by more than what is promised for the model's dtype.
+
+    Examples:
+        >>> from circuit_tracer import explain_score
+        >>> why = explain_score(graph, model, layer=1, head=0, query=-1, key=7, versus="rest")
+        >>> [contributor.id for contributor in why.strongest(1)["query"]]
+        ['0_3_8']
     """
     whole(layer, "layer")
     prompt = PromptScores.of(graph, model)

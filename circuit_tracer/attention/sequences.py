@@ -31,8 +31,10 @@ BLOCK = 32
 class RandomTokens:
     """How random tokens are drawn: sequences of a special token, `block` different tokens, and the same again.
 
-    The first is the one that prompts begin with, without a tokenizer the bos of the model's configuration, or none. block: None
-    for 32, or as many as the model's context and vocabulary hold. The seed decides which tokens.
+    The first is the one that prompts begin with, without a tokenizer the bos of the model's configuration, or none.
+
+    Attributes:
+        block: None for 32, or as many as the model's context and vocabulary hold. The seed decides which tokens.
     """
 
     block: int | None = None

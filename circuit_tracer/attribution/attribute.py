@@ -55,32 +55,56 @@ def attribute(
 ) -> Graph:
     """Attribution graph of a prompt (text or ids (P,)): exact edges of the frozen linear network.
 
-    attribution_targets: None for the most probable tokens (at most `max_n_logits`, until `desired_logit_prob` is covered),
-    token ids, token strings, `CustomTarget` or `LogitDifference`, read at `position`; `FeatureTarget`, `DirectionTarget`,
-    `DirectionSum`, `AttentionTarget`.
-    max_feature_nodes: how many features get a row of their own, chosen by exact influence; None or 0: all active ones. Of
-    neurons, how many are nodes, all of them with a row, chosen by total effect; None or 0: 2,000 (README.md §9).
-    batch_size: most rows in flight; neither it nor `update_interval` (kept for scripts written for circuit-tracer) changes the
-    result. offload: do not keep decoder rows in memory; they are read again from the transcoder's files.
-    zero_positions: positions without features and errors; None for circuit-tracer's rule (position 0; the chat
-    prefix of a Gemma 3 prompt that begins with it). progress: called with (stage, done, total); `verbose` draws a bar.
-    memory: what this process may hold in all, libraries and model included, in bytes or as text such as "16GB"; None: what is
-    free. The trace is planned to fit (plan.py); a budget changes how it is done, never what comes out.
-    keep_edge_mass: share of each row's mass that its edges keep; the smallest go, and what they carried is counted as
-    unselected in the row's balance. None: all of it up to 512 tokens, 0.98 for longer prompts.
-    max_residual: the largest residual of the sum rule with which a graph is let through, if larger than what is promised for
-    the dtype of the model's weights (`graph/balance.py`). A graph above is a NumericalError that names the worst row.
-    ranks: the processes that share the rows (`Ranks.from_environment(device)` under torchrun); all call with the same arguments
-    and get the same graph.
+    Interrupting (Ctrl-C) ends the trace with the rows computed so far and a warning; `provenance["interrupted"]` says so,
+    and the graph, saved or not, is what `resume` takes.
 
-    resume: an interrupted graph, or its file: its rows are taken over, and on the same machine the graph is that of a trace
-    that was not interrupted, to the bit. Raises CompatibilityError, naming what differs, for another prompt, model, dictionary
-    or other settings.
+    Args:
+        prompt: Text, token ids (P,), or a conversation's (`model.chat_tokens`).
+        model: The replacement model.
+        attribution_targets: None for the most probable tokens (at most `max_n_logits`, until `desired_logit_prob` is
+            covered), token ids, token strings, `CustomTarget` or `LogitDifference`, read at `position`; `FeatureTarget`,
+            `DirectionTarget`, `DirectionSum`, `AttentionTarget`.
+        max_n_logits: Most tokens that become targets, where none are given.
+        desired_logit_prob: Their probability in all at which to stop.
+        batch_size: Most rows in flight; neither it nor `update_interval` (kept for scripts written for circuit-tracer)
+            changes the result.
+        max_feature_nodes: How many features get a row of their own, chosen by exact influence; None or 0: all active ones.
+            Of neurons, how many are nodes, all of them with a row, chosen by total effect; None or 0: 2,000 (README.md §9).
+        offload: "cpu" or "disk": do not keep decoder rows in memory; they are read again from the transcoder's files.
+        verbose: Draw a progress bar.
+        update_interval: Kept for scripts written for circuit-tracer; changes nothing.
+        zero_positions: Positions without features and errors; None for circuit-tracer's rule (position 0; the chat prefix
+            of a Gemma 3 prompt that begins with it).
+        position: Where targets that are tokens are read.
+        progress: Called with (stage, done, total); `verbose` draws a bar.
+        memory: What this process may hold in all, libraries and model included, in bytes or as text such as "16GB"; None:
+            what is free. The trace is planned to fit (plan.py); a budget changes how it is done, never what comes out.
+        keep_edge_mass: Share of each row's mass that its edges keep; the smallest go, and what they carried is counted as
+            unselected in the row's balance. None: all of it up to 512 tokens, 0.98 for longer prompts.
+        max_residual: The largest residual of the sum rule with which a graph is let through, if larger than what is
+            promised for the dtype of the model's weights (`graph/balance.py`). A graph above is a NumericalError that names
+            the worst row.
+        ranks: The processes that share the rows (`Ranks.from_environment(device)` under torchrun); all call with the same
+            arguments and get the same graph.
+        resume: An interrupted graph, or its file: its rows are taken over, and on the same machine the graph is that of a
+            trace that was not interrupted, to the bit.
+        held: Features that an intervention sets, of which `interventions.attribute_edited` takes care.
 
-    held: features that an intervention sets, of which `interventions.attribute_edited` takes care.
+    Returns:
+        The graph.
 
-    Interrupting (Ctrl-C) ends the trace with the rows computed so far and a warning; `provenance["interrupted"]` says so, and
-    the graph, saved or not, is what `resume` takes. Raises CircuitTracerError for input that cannot be traced.
+    Raises:
+        CompatibilityError: Naming what differs, for another prompt, model, dictionary or other settings.
+        CircuitTracerError: For input that cannot be traced.
+
+    Examples:
+        >>> from circuit_tracer import LogitDifference, attribute
+        >>> attribute("the capital of Texas is", model).logit_targets[0].token_str
+        'Austin'
+        >>> target = LogitDifference("Austin", "Dallas")
+        >>> graph = attribute("the capital of Texas is", model, attribution_targets=[target])
+        >>> graph.residual < 1e-5
+        True
     """
     if update_interval < 1:
         raise InputError(f"update_interval {update_interval} must be at least 1")

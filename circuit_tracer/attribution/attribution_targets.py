@@ -29,9 +29,18 @@ class TargetValueError(InputError, ValueError):
 class AttributionTargets:
     """Targets with their weights (K,) and vectors (K, D).
 
-    attribution_targets: None for the most probable tokens (at most `max_n_logits`, until `desired_logit_prob` is covered), a
-    tensor of ids, texts of one token each, or `CustomTarget`s. logits: (V,). unembed_proj: (D, V) or (V, D). Raises
-    TargetValueError and TargetTypeError.
+    Args:
+        attribution_targets: None for the most probable tokens (at most `max_n_logits`, until `desired_logit_prob` is
+            covered), a tensor of ids, texts of one token each, or `CustomTarget`s.
+        logits: (V,).
+        unembed_proj: (D, V) or (V, D).
+        tokenizer: Its tokenizer.
+        max_n_logits: Most tokens that become targets, where none are given.
+        desired_logit_prob: Their probability in all at which to stop.
+
+    Raises:
+        TargetValueError: For targets that do not exist.
+        TargetTypeError: For what is no target.
     """
 
     def __init__(

@@ -18,9 +18,22 @@ def expert_target(
 ) -> DirectionTarget:
     """The logit that the router of a layer gives to an expert, or its difference to another expert's, at a position.
 
-    It is what the router's weight reads of the MLP's input; a bias that the router adds to it is the same for every token, and
-    no part of it. parts: `model.parts`. Raises InputError for a layer or expert that does not exist, and UnsupportedModelError
-    for a layer without experts, or whose router is not one matrix.
+    It is what the router's weight reads of the MLP's input; a bias that the router adds to it is the same for every token,
+    and no part of it.
+
+    Args:
+        parts: `model.parts`.
+        layer: The layer.
+        expert: Its number.
+        versus: Another expert, whose logit is subtracted; None: none.
+        position: Negative ones count from the end.
+
+    Returns:
+        A target for `attribute(..., attribution_targets=[...])`, in units of the router's logit.
+
+    Raises:
+        InputError: For a layer or expert that does not exist.
+        UnsupportedModelError: For a layer without experts, or whose router is not one matrix.
     """
     weight = _router_weight(parts, require_layer(layer, len(parts.layers)))
     for each in (expert,) if versus is None else (expert, versus):

@@ -149,9 +149,9 @@ def _too_much(smallest: MemoryPlan) -> str:
             low = middle
         else:
             high = middle
-    advice = [f"give it more memory (memory='{as_size(smallest.peak)}')"]
+    advice = [f"give it more memory (memory='{as_size(smallest.peak)}', or --memory)"]
     if low:
-        advice.insert(0, f"expand fewer features (max_feature_nodes={low} fits)")
+        advice.insert(0, f"expand fewer features (max_feature_nodes={low} fits, or --max-feature-nodes)")
     return (
         f"{work.n_rows} rows over {work.n_active} active features need at least {as_size(smallest.peak)}, of which "
         f"{as_size(smallest.held)} are held already, but only {as_size(smallest.budget)} may be used; {' or '.join(advice)}"

@@ -31,9 +31,12 @@ SIDES = ("both", "query", "key")
 class DirectionTarget(NamedTuple):
     """What a vector (D,) reads at a site of the stream: a probe, a steering vector, a direction of any kind.
 
-    site: `hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`, or a place behind one of the layer's norms or between two of
-    these (`DIRECTION_SITES`), or `attn.hook_z`, of which the vector is (H * d). position: -1 is the last token. Its row sums to
-    <vector, activation>.
+    Its row sums to <vector, activation>.
+
+    Attributes:
+        site: `hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`, or a place behind one of the layer's norms or between
+            two of these (`DIRECTION_SITES`), or `attn.hook_z`, of which the vector is (H * d).
+        position: -1 is the last token.
     """
 
     vector: Tensor
@@ -59,10 +62,18 @@ class DirectionSum(NamedTuple):
 class AttentionTarget(NamedTuple):
     """Why a head looks where it looks: the score of (layer, head, query, key) before the softmax.
 
-    versus: another key, or "rest" for all others that the query sees, in proportion to their attention: then it is the
-    difference of the scores, which is the difference of the logs of attention. side: the score is a product of what the query's
-    token holds and what the key's token holds. "key" takes the query as given and explains the key, "query" the other way
-    round; "both" is half of each, a node's Shapley share of the product. Each sums to the score.
+    Attributes:
+        versus: Another key, or "rest" for all others that the query sees, in proportion to their attention: then it is the
+            difference of the scores, which is the difference of the logs of attention.
+        side: The score is a product of what the query's token holds and what the key's token holds. "key" takes the query
+            as given and explains the key, "query" the other way round; "both" is half of each, a node's Shapley share of
+            the product. Each sums to the score.
+
+    Examples:
+        >>> from circuit_tracer import AttentionTarget, attribute
+        >>> why = attribute(PROMPT, model, attribution_targets=[AttentionTarget(1, 0, query=-1, key=7, versus="rest")])
+        >>> why.targets.label
+        ["L1H0 'is'@8 -> 'Dallas'@7 rather than the rest"]
     """
 
     layer: int
@@ -196,7 +207,19 @@ def latent_target(
 ) -> DirectionSum:
     """A feature of an autoencoder as a target: its row sums to the feature's pre-activation.
 
-    Raises InputError for transcoders (`FeatureTarget` reads theirs), a switch, and for a layer or feature that does not exist.
+    Args:
+        autoencoders: The dictionary (`load_dictionary`).
+        layer: Of the feature.
+        position: Negative ones count from the end.
+        index: Of the feature in its layer.
+        weight: Factor on the row; influence takes its size.
+
+    Returns:
+        A target for `attribute(..., attribution_targets=[...])`, in units of the feature's pre-activation.
+
+    Raises:
+        InputError: For transcoders (`FeatureTarget` reads theirs), a switch, and for a layer or feature that does not
+            exist.
     """
     if not autoencoders.is_autoencoder:
         raise InputError(

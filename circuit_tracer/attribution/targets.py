@@ -71,7 +71,13 @@ LIKELIEST = 10  # tokens of the prediction that a graph keeps
 
 
 class FeatureTarget(NamedTuple):
-    """A feature's pre-activation at a position, as a target."""
+    """A feature's pre-activation at a position, as a target.
+
+    Examples:
+        >>> from circuit_tracer import FeatureTarget, attribute
+        >>> attribute(PROMPT, model, attribution_targets=[FeatureTarget(0, 7, 78)]).targets.feature(0)
+        (0, 78)
+    """
 
     layer: int
     position: int
@@ -80,7 +86,13 @@ class FeatureTarget(NamedTuple):
 
 
 class LogitDifference(NamedTuple):
-    """logit(token) - logit(other), as one target; tokens by string or id."""
+    """logit(token) - logit(other), as one target; tokens by string or id.
+
+    Examples:
+        >>> from circuit_tracer import LogitDifference, attribute
+        >>> attribute(PROMPT, model, attribution_targets=[LogitDifference("Austin", "Dallas")]).targets.label
+        ['Austin - Dallas']
+    """
 
     token: str | int
     other: str | int

@@ -70,18 +70,43 @@ def attribute_together(
 ) -> list[Outcome]:
     """For each prompt its graph, or the CircuitTracerError that `attribute` raises for it.
 
-    A graph is that of `attribute(prompt, model, ...)`: the same active and selected features, unless one meets its threshold
-    to within rounding; edges to within rounding (1e-5 of the largest of their row in float32). The same prompts in the same
-    order give the same bits.
-
-    attribution_targets: for each prompt what `attribute` takes, or None; None for all: their most probable tokens. The other
-    options are those of `attribute`, for every prompt. batch_size: most rows in flight, of however many prompts. progress:
-    called with ("prompts", done, total); `verbose` draws a bar.
+    A graph is that of `attribute(prompt, model, ...)`: the same active and selected features, unless one meets its
+    threshold to within rounding; edges to within rounding (1e-5 of the largest of their row in float32). The same prompts
+    in the same order give the same bits.
 
     Prompts of more than 64 tokens, targets that read the stream on its way (`DirectionTarget`, `AttentionTarget`), neurons,
     models whose rotary embedding depends on the prompt's length and those with a dictionary of attention outputs are traced
     one by one. What `attribute` does besides (several processes, offloading, resuming) it alone does. An interrupt ends the
-    call; a graph that has not been returned is lost. Raises InputError for options that are wrong for any prompt.
+    call; a graph that has not been returned is lost.
+
+    Args:
+        prompts: Text or token ids (P,) each.
+        model: The replacement model.
+        attribution_targets: For each prompt what `attribute` takes, or None; None for all: their most probable tokens. The
+            other options are those of `attribute`, for every prompt.
+        max_n_logits: Most tokens that become targets, where none are given.
+        desired_logit_prob: Their probability in all at which to stop.
+        batch_size: Most rows in flight, of however many prompts.
+        max_feature_nodes: How many features get a row of their own; None: all active ones.
+        zero_positions: Positions without features and errors; None: the rule of `attribute`.
+        position: Where targets that are tokens are read.
+        verbose: Draw a progress bar.
+        progress: Called with ("prompts", done, total); `verbose` draws a bar.
+        memory: What this process may hold, in bytes or as text such as "16GB"; None: what is free.
+        keep_edge_mass: Share of each row's mass that its edges keep.
+        max_residual: The largest residual that is let through, if larger than what is promised.
+
+    Returns:
+        A graph or an error a prompt, in the order of the prompts.
+
+    Raises:
+        InputError: For options that are wrong for any prompt.
+
+    Examples:
+        >>> from circuit_tracer import attribute_together
+        >>> graphs = attribute_together(["the capital of Texas is", "the capital of Oregon is"], model)
+        >>> [graph.logit_targets[0].token_str for graph in graphs]
+        ['Austin', 'Salem']
     """
     aims = [None] * len(prompts) if attribution_targets is None else list(attribution_targets)
     if len(aims) != len(prompts):

@@ -48,13 +48,26 @@ def group_nodes(
 ) -> Grouping:
     """All nodes of the graph, pruned at the thresholds, in groups that do one thing each; tokens and outputs stay alone.
 
-    The most alike merge first, and a branch of the resulting tree becomes a group where its purity is high enough: taken out
-    at once it does what each of its members does, and its members are moved by the same. model: measures what taking out
-    does, instead of the graph's prediction of it (two runs of the prompt a node). labels: texts by node id or (layer, index).
-    purity: 1 groups only what is the same; lower makes fewer groups. max_layers, max_positions: the most that the first and
-    last layer, or position, of a group differ by. Deterministic.
+    The most alike merge first, and a branch of the resulting tree becomes a group where its purity is high enough: taken
+    out at once it does what each of its members does, and its members are moved by the same. Deterministic.
 
-    Raises InputError for a number outside of its range, CompatibilityError for a model that the graph is not of.
+    Args:
+        graph: The attribution graph.
+        model: Measures what taking out does, instead of the graph's prediction of it (two runs of the prompt a node).
+        labels: Texts by node id or (layer, index).
+        node_threshold: Share of the influence that kept nodes hold, 0 to 1 (`prune_graph`).
+        edge_threshold: Share of the influence that kept edges hold, 0 to 1 (`prune_graph`).
+        policy: How nodes are kept: "circuit-tracer" or "paper" (`prune_graph`).
+        purity: 1 groups only what is the same; lower makes fewer groups.
+        max_layers: The most that the first and last layer of a group differ by.
+        max_positions: The same of positions.
+
+    Returns:
+        The groups, in the graph's order, unnamed, with how well they do one thing each.
+
+    Raises:
+        InputError: For a number outside of its range.
+        CompatibilityError: For a model that the graph is not of.
     """
     if not 0.0 <= purity <= 1.0:
         raise InputError(f"purity is {purity}; expected a share between 0 and 1, such as {PURITY}")

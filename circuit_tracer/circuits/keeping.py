@@ -10,7 +10,15 @@ PINNED = 0.05  # of the influence on the targets: groups with less are not pinne
 
 
 def keep_grouping(graph: Graph, grouping: Grouping) -> Circuit:
-    """Keep a grouping as `graph.grouping`, with the nodes that viewers open with; returns its circuit."""
+    """Keep a grouping as `graph.grouping`, with the nodes that viewers open with.
+
+    Args:
+        graph: The attribution graph.
+        grouping: Its groups (`group_nodes`).
+
+    Returns:
+        The circuit of the groups.
+    """
     circuit = contract(graph, grouping)
     shown = [circuit.groups[number] for number in shown_groups(graph, circuit)]
     graph.grouping = {**grouping.to_json(), "pinned": [member for group in shown for member in group.members]}
@@ -18,7 +26,17 @@ def keep_grouping(graph: Graph, grouping: Grouping) -> Circuit:
 
 
 def kept_grouping(graph: Graph) -> Grouping | None:
-    """The grouping that a graph keeps. Raises FileFormatError if it cannot be read."""
+    """The grouping that a graph keeps.
+
+    Args:
+        graph: The attribution graph.
+
+    Returns:
+        The grouping, or None if the graph keeps none.
+
+    Raises:
+        FileFormatError: If it cannot be read.
+    """
     return None if graph.grouping is None else Grouping.from_json(graph.grouping)
 
 

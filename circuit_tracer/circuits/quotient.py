@@ -9,7 +9,7 @@ Derivations: README.md. Letters: N nodes of the graph, G groups.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from graphlib import CycleError, TopologicalSorter
 from typing import Any
@@ -31,14 +31,21 @@ from circuit_tracer.graph.shares import group_shares, input_shares
 class Circuit:
     """All nodes of the pruned graph, in groups; a node of no group is one by itself, unnamed.
 
-    groups: G, in the graph's order of their first members. nodes: their members' numbers in the graph. edges: float64 (G, G),
-    row = target: sums of the edges that pruning kept, 0 on the diagonal. shares: (G, G), the same as signed shares of the
-    target's whole input from outside of it (`graph/shares.py`). influence: (G,) on the targets that passes through the group,
-    a path counted once (again if it comes back through a node that was cut). inside: (G,) sum of the edges from members to
-    members. outside: (G,) what else comes in: from nodes that pruning cut, along edges that it cut, and from features that were
-    not selected. bias, pre_activation: (G,) sums of the members'; None for graphs that do not keep them (outside then lacks
-    unselected features). acyclic: whether no path leaves a group and comes back; groups made by hand may not be so. order:
-    numbers of the groups, readers after what they read (by mean layer if there are circles).
+    Attributes:
+        groups: G, in the graph's order of their first members.
+        nodes: Their members' numbers in the graph.
+        edges: float64 (G, G), row = target: sums of the edges that pruning kept, 0 on the diagonal.
+        shares: (G, G), the same as signed shares of the target's whole input from outside of it (`graph/shares.py`).
+        influence: (G,) on the targets that passes through the group, a path counted once (again if it comes back through a
+            node that was cut).
+        inside: (G,) sum of the edges from members to members.
+        outside: (G,) what else comes in: from nodes that pruning cut, along edges that it cut, and from features that were
+            not selected.
+        bias: (G,) sums of the members'; None for graphs that do not keep them (outside then lacks unselected features).
+        pre_activation: (G,) sums of the members'; None for graphs that do not keep them (outside then lacks unselected
+            features).
+        acyclic: Whether no path leaves a group and comes back; groups made by hand may not be so.
+        order: Numbers of the groups, readers after what they read (by mean layer if there are circles).
     """
 
     groups: tuple[Supernode, ...]
@@ -62,14 +69,45 @@ class Circuit:
         found = [(source, share) for source, share in enumerate(row) if share and abs(share) >= least]
         return sorted(found, key=lambda pair: (-abs(pair[1]), pair[0]))
 
+    def to_json(self, titles: Sequence[str], total: float) -> list[dict[str, Any]]:
+        """The groups as plain values, readers after what they read. titles: what each group is called (`naming.titles`). total:
+        the weight of all targets, of which influence is a share.
+        """
+        return [
+            {
+                "title": titles[number],
+                "role": self.groups[number].role,
+                "members": list(self.groups[number].members),
+                "influence": float(self.influence[number]) / total,
+                "inputs": [[titles[source], share] for source, share in self.inputs(number)],
+            }
+            for number in self.order
+        ]
+
 
 @typed
 @torch.no_grad()
 def contract(graph: Graph, grouping: Grouping, pruned: PruneResult | None = None) -> Circuit:
-    """The circuit of a grouping. pruned: default: at the thresholds that the grouping was made with; nodes of groups that were
-    cut come back with their edges.
+    """The circuit of a grouping.
 
-    O(E + G * G). Raises InputError for a node that the graph does not have.
+    O(E + G * G).
+
+    Args:
+        graph: The attribution graph.
+        grouping: Its groups (`group_nodes`).
+        pruned: Default: at the thresholds that the grouping was made with; nodes of groups that were cut come back with
+            their edges.
+
+    Returns:
+        The circuit: edges among groups (G, G), shares, influence, and what comes in from outside.
+
+    Raises:
+        InputError: For a node that the graph does not have.
+
+    Examples:
+        >>> from circuit_tracer.circuits import contract, group_nodes
+        >>> contract(graph, group_nodes(graph)).acyclic
+        True
     """
     if pruned is None:
         pruned = pruned_as(graph, grouping.settings)

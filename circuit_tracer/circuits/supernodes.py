@@ -45,10 +45,13 @@ def members_of(graph: Graph, group: Supernode) -> list[int]:
 class GroupingScore:
     """How well the groups of a grouping do one thing each, and how that was found; shares are of the total influence.
 
-    `purity`: of what its members send, the part that goes where their group sends (1: members are alike; groups of
-    one count as 1). `compression`: groups over the nodes in them. `measured`: whether the effects of ablating groups
-    at once in the model decided on the cut (False: the graph's own linear map did). `calibration`: measured over
-    predicted effects of the groups, fitted through zero; None where none were measured.
+    Attributes:
+        purity: Of what its members send, the part that goes where their group sends (1: members are alike; groups of one
+            count as 1).
+        compression: Groups over the nodes in them.
+        measured: Whether the effects of ablating groups at once in the model decided on the cut (False: the graph's own
+            linear map did).
+        calibration: Measured over predicted effects of the groups, fitted through zero; None where none were measured.
     """
 
     purity: float

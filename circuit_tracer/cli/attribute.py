@@ -146,7 +146,8 @@ def _trace(
     KeyboardInterrupt when what an interrupt left is written.
     """
     from circuit_tracer.attribution.attribute import attribute as trace
-    from circuit_tracer.cli.summary import as_text, summarise
+    from circuit_tracer.cli.summary import as_text
+    from circuit_tracer.graph.summary import summarise
 
     alone, verbose = settings["ranks"].world == 1, settings["verbose"]
     resume = outputs.unfinished(job.slug) if outputs.resume and alone else None

@@ -58,6 +58,7 @@ def convert(
     ] = None,
     overwrite: options.Overwrite = False,
     hooks: HookOptions,
+    json: options.Json = False,
 ) -> dict[str, str]:
     """Convert a graph file, or transcoders.
 
@@ -68,7 +69,7 @@ def convert(
     if not options.means_a_file(source):
         if idle:
             raise InputError(f"{', '.join(idle)}: these are of a viewer's .json, and {source} is no graph file")
-        _transcoders(source, output, hooks)
+        options.say_written([_transcoders(source, output, hooks)], json)
         return {"kind": "transcoders"}
     from circuit_tracer.files import require_writable_file
     from circuit_tracer.graph.files.formats import format_of, read_graph, write_graph
@@ -99,15 +100,15 @@ def convert(
             labels=named,
             view=chosen,
         )
-    typer.echo(f"wrote {output}")
+    options.say_written([output], json)
     return {}
 
 
-def _transcoders(source: str, output: Path, hooks: HookOptions) -> None:
+def _transcoders(source: str, output: Path, hooks: HookOptions) -> Path:
     from circuit_tracer.files import require_writable_folder
     from circuit_tracer.transcoders.loading import save_transcoders
 
     require_writable_folder(output)
     transcoders, config = hooks.dictionary(source)
     save_transcoders(transcoders, output, config.get("model_name"))
-    typer.echo(f"wrote {output}")
+    return output

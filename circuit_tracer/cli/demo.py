@@ -29,13 +29,20 @@ def demo(
         ),
     ] = None,
     output: Annotated[Path, options.output("Folder for the graph, its story and its picture.")] = Path("out"),
+    json: options.Json = False,
 ) -> None:
     """Trace a two-hop prompt on the small model that ships with the package, and tell what it did, with the evidence."""
     if ctx.invoked_subcommand is None:
         from circuit_tracer.demo.show import main
 
         quiet_loading()
-        main(output, prompt, swap)
+        with options.only_json(json):
+            graph = main(output, prompt, swap)
+        if json:
+            from circuit_tracer.graph.summary import summarise
+
+            files = [str(path) for path in sorted(output.glob("demo.*"))]
+            typer.echo(options.dump({"slug": "demo", **summarise(graph), "story": graph.story, "files": files}))
 
 
 @add(app)
@@ -45,12 +52,16 @@ def train(
     transcoder_seed: Annotated[
         int | None, typer.Option("--transcoder-seed", help="Transcoder seed; default: that of the shipped one.")
     ] = None,
+    json: options.Json = False,
 ) -> None:
     """Train the demo's model and transcoder again (many minutes on one core), and print the metrics."""
     from circuit_tracer.demo.recipe import train as run
 
     seeds: dict[str, Any] = {"seed": seed, "transcoder_seed": transcoder_seed}
-    run(output, **{name: number for name, number in seeds.items() if number is not None})
+    with options.only_json(json):
+        metrics = run(output, **{name: number for name, number in seeds.items() if number is not None})
+    if json:
+        typer.echo(options.dump({"metrics": metrics, "files": [str(output)]}))
 
 
 @add(app)
@@ -58,9 +69,10 @@ def features(
     folder: Annotated[
         Path, typer.Argument(help="Folder with model, transcoder and labels.json, as `demo train` writes it.")
     ],
+    json: options.Json = False,
 ) -> None:
     """Build the demo's feature pages again, into FOLDER/features (seconds; `demo train` does it too)."""
     from circuit_tracer.demo.features import build_demo_features
 
     quiet_loading()
-    typer.echo(f"wrote {build_demo_features(folder)}")
+    options.say_written([build_demo_features(folder)], json)

@@ -71,7 +71,7 @@ def explain(
     model = chosen.open(traces=True)
     from circuit_tracer.attention import explain_edge, explain_edges, explain_score
     from circuit_tracer.cli.explain_text import all_edges, count_by_head, one_edge, one_score, rows_of
-    from circuit_tracer.cli.node_words import NodeWords
+    from circuit_tracer.graph.node_words import NodeWords
     from circuit_tracer.graph.pruning import prune_graph
 
     words = NodeWords(subject, called)

@@ -11,9 +11,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from circuit_tracer.attention import EdgeExplanation, ScoreExplanation
-    from circuit_tracer.cli.node_words import NodeWords
     from circuit_tracer.graph.edge_heads import EdgeHeads, HeadWeight
     from circuit_tracer.graph.graph import Graph
+    from circuit_tracer.graph.node_words import NodeWords
 
 SHOWN = 5  # heads, contributors and pairs of each list
 LINES = 15  # edges and heads of a table

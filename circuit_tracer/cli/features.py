@@ -49,6 +49,7 @@ def build(
     before: Annotated[int, typer.Option("--before", min=0, help="Tokens shown in front of an example's own.")] = 24,
     after: Annotated[int, typer.Option("--after", min=0, help="Tokens shown behind it.")] = 8,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens the model reads at once.")] = 4096,
+    json: options.Json = False,
 ) -> None:
     """Read text once and write, for all features or those of graphs, examples, density, histogram and logit effects.
 
@@ -76,7 +77,7 @@ def build(
     with options.interruption(kept), told() as progress:
         build_features(loaded, corpus, output, settings, wanted=wanted, progress=progress)
     label_from_records(output)
-    typer.echo(f"wrote {output}")
+    options.say_written([output], json)
 
 
 @add(app)
@@ -97,6 +98,7 @@ def label(
     ] = 5,
     workers: Annotated[int, typer.Option("--workers", min=1, help="Questions in flight.")] = 8,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before questions are sent.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Let a language model name features and score the names; what it would cost is shown first.
 
@@ -115,17 +117,23 @@ def label(
     typer.echo(
         f"{estimate.features} features; {estimate.requests} questions to {model} ({estimate.known} answered already), about "
         f"{estimate.input_tokens:,} tokens to read and up to {estimate.output_tokens:,} to write"
-        + ("" if prices is None else f": {estimate.cost(*prices):.2f} at {price} a million")
+        + ("" if prices is None else f": {estimate.cost(*prices):.2f} at {price} a million"),
+        err=json,
     )
     if estimate.requests and not yes:
-        typer.confirm("ask them?", abort=True)
+        typer.confirm("ask them?", abort=True, err=json)
     kept = f"interrupted: the answers so far are kept in {folder}; asking again costs nothing for them"
     with options.interruption(kept), told() as progress:
         labels = interpreter.interpret(places, workers, progress)
     add_labels(folder, labels)
     scores = [one.score for one in labels.values() if one.score is not None]
-    mean = f"; mean score {sum(scores) / len(scores):.2f} of {len(scores)}" if scores else ""
-    typer.echo(f"labelled {len(labels)} features in {folder}{mean}")
+    mean = sum(scores) / len(scores) if scores else None
+    if json:
+        found = {"labelled": len(labels), "of": len(places), "mean_score": mean}
+        typer.echo(options.dump({**found, "files": [str(folder)]}))
+        return
+    scored = "" if mean is None else f"; mean score {mean:.2f} of {len(scores)}"
+    typer.echo(f"labelled {len(labels)} features in {folder}{scored}")
 
 
 @add(app, "fetch-labels")
@@ -137,6 +145,7 @@ def fetch(
     ],
     graph: Graphs = None,
     host: Annotated[str | None, typer.Option("--host", help="Another Neuronpedia; or NEURONPEDIA_HOST.")] = None,
+    json: options.Json = False,
 ) -> None:
     """Take labels from Neuronpedia, for features of graphs or all built ones. FOLDER need not hold features."""
     from circuit_tracer.features import FeatureFolder
@@ -153,6 +162,9 @@ def fetch(
     with options.interruption(kept), told() as progress:
         labels = fetch_labels(server, places, model_id, source_set, get_cache_dir() / "labels", progress)
     add_labels(folder, labels)
+    if json:
+        typer.echo(options.dump({"labelled": len(labels), "of": len(places), "files": [str(folder)]}))
+        return
     typer.echo(f"labelled {len(labels)} of {len(places)} features in {folder}")
 
 
@@ -172,6 +184,7 @@ def export(
     source_set: Annotated[
         str | None, typer.Option("--source-set", help="Neuronpedia's name of the transcoders.")
     ] = None,
+    json: options.Json = False,
 ) -> None:
     """Write built features in another form."""
     from circuit_tracer.features import FeatureFolder
@@ -181,12 +194,17 @@ def export(
     features = FeatureFolder(folder)
     places = _places(features, graph)
     if to == "json":
-        typer.echo(f"wrote {export_json(features, output, places)} files to {output}")
+        _say_exported(export_json(features, output, places), "files", output, json)
         return
     if model_id is None or source_set is None:
         raise InputError("Neuronpedia's uploads name model and transcoders: give --model-id and --source-set")
     written = export_neuronpedia(features, output, model_id, source_set, places, read_labels(folder))
-    typer.echo(f"wrote {len(written)} batches to {output}")
+    _say_exported(len(written), "batches", output, json)
+
+
+def _say_exported(count: int, what: str, folder: Path, json: bool) -> None:
+    text = f"wrote {count} {what} to {folder}"
+    typer.echo(options.dump({"folder": str(folder), "count": count}) if json else text)
 
 
 def _places(features: FeatureFolder | None, graphs: list[Path] | None) -> list[tuple[int, int]]:

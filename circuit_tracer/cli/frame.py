@@ -22,10 +22,13 @@ from typer.core import TyperCommand, TyperGroup
 
 from circuit_tracer.cli.loading import warn_of_unknown_words
 from circuit_tracer.cli.next_steps import show_next_step
+from circuit_tracer.cli.options import dump
 from circuit_tracer.errors import CircuitTracerError, InputError, shortened
 from circuit_tracer.progress import bar
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
+USAGE, INTERRUPTION = "UsageError", "Interrupted"  # kinds of failures that are no error of the package
+NOTHING_MORE = "interrupted; nothing was written that is not reported above"
 DEBUG = "circuit_tracer.debug"
 # What the machine can refuse wherever something is read or written, and what helps.
 REFUSALS = {
@@ -225,32 +228,35 @@ class Commands(TyperGroup):
     def invoke(self, ctx: Any) -> Any:
         """Run a command; see the class."""
         asked: list[int] = []
+        tell = _telling(ctx)
         try:
             with warnings.catch_warnings(), _ending(asked):
                 warnings.showwarning = _show_warning
                 return super().invoke(ctx)
         except CircuitTracerError as error:
-            _report(ctx, str(error))
+            tell(type(error).__name__, str(error))
             raise typer.Exit(INTERRUPTED if asked else BAD_INPUT) from error
         except KeyboardInterrupt as error:
-            typer.echo(str(error) or "interrupted; nothing was written that is not reported above", err=True)
+            tell(INTERRUPTION, str(error) or NOTHING_MORE)
             raise typer.Exit(INTERRUPTED) from error
         except Exception as error:
             own_exit = isinstance(error, typer.Exit | typer.Abort) or hasattr(
                 error, "exit_code"
             )  # typer's usage errors
             if own_exit or (isinstance(error, OSError) and error.errno == errno.EPIPE):
+                if hasattr(error, "format_message"):  # typer says it on standard error
+                    tell(USAGE, error.format_message())
                 raise
             if asked:  # a library made another error of it
-                typer.echo("interrupted; nothing was written that is not reported above", err=True)
+                tell(INTERRUPTION, NOTHING_MORE)
                 raise typer.Exit(INTERRUPTED) from error
             if isinstance(
                 error, OSError | UnicodeEncodeError
             ):  # the machine's word about a path, or bytes that are no text
-                _report(ctx, _refusal(error) if isinstance(error, OSError) else _no_text(error))
+                tell(type(error).__name__, _refusal(error) if isinstance(error, OSError) else _no_text(error))
                 raise typer.Exit(BAD_INPUT) from error
             hint = "" if DEBUG in ctx.meta else " (a failure of ours; run again with --debug for the traceback)"
-            _report(ctx, f"{type(error).__name__}: {error}{hint}")
+            tell(type(error).__name__, f"{type(error).__name__}: {error}{hint}")
             raise typer.Exit(FAILURE) from error
 
 
@@ -284,10 +290,23 @@ def _no_text(error: UnicodeEncodeError) -> str:
     return f"{shortened(error.object)} is no text: byte {ord(error.object[error.start]) & 0xFF:#x} is not UTF-8"
 
 
-def _report(ctx: Any, message: str) -> None:
-    if DEBUG in ctx.meta:
-        traceback.print_exc()
-    typer.echo(f"error: {message}", err=True)
+def _telling(ctx: Any) -> Callable[[str, str], None]:
+    """What says why a command ended: (kind, message). With --json as a line of standard output too, whatever is wrong with the
+    options, so what was typed is looked at.
+    """
+    as_json = "--json" in [*ctx._protected_args, *ctx.args]
+
+    def tell(kind: str, message: str) -> None:
+        if kind not in (USAGE, INTERRUPTION):
+            if DEBUG in ctx.meta:
+                traceback.print_exc()
+            typer.echo(f"error: {message}", err=True)
+        elif kind == INTERRUPTION:
+            typer.echo(message, err=True)
+        if as_json:
+            typer.echo(dump({"error": {"kind": kind, "message": message}}))
+
+    return tell
 
 
 def _show_warning(message: Warning | str, category: type[Warning], *_: Any, **__: Any) -> None:

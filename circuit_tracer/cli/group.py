@@ -88,7 +88,7 @@ def group(
         typer.echo(
             "The graph's story was told of other groups and is gone: circuit-tracer story tells it anew.", err=True
         )
-    typer.echo(options.dump(as_json(grouping, circuit, called_by, total)) if json else text)
+    typer.echo(options.dump({**grouping.to_json(), "circuit": circuit.to_json(called_by, total)}) if json else text)
 
 
 def as_text(grouping: Grouping, circuit: Circuit, titles: Sequence[str], total: float, left: str) -> str:
@@ -117,20 +117,3 @@ def as_text(grouping: Grouping, circuit: Circuit, titles: Sequence[str], total: 
             f"{shown:>9}  {left if role == 'error' else role:<9}{titles[number]}" + (f"  <-  {told}" if told else "")
         )
     return "\n".join(lines)
-
-
-def as_json(grouping: Grouping, circuit: Circuit, titles: Sequence[str], total: float) -> dict[str, Any]:
-    """The same, of all groups and edges, as plain values."""
-    return {
-        **grouping.to_json(),
-        "circuit": [
-            {
-                "title": titles[number],
-                "role": circuit.groups[number].role,
-                "members": list(circuit.groups[number].members),
-                "influence": float(circuit.influence[number]) / total,
-                "inputs": [[titles[source], share] for source, share in circuit.inputs(number)],
-            }
-            for number in circuit.order
-        ],
-    }

@@ -24,7 +24,7 @@ def info(
         str,
         typer.Argument(
             autocompletion=graphs,
-            help="Graph file; folder or hub id of transcoders or of a model; .gguf file; neurons (with -m).",
+            help="Graph file; folder or hub id of transcoders or of a model; folder of a run; .gguf file; neurons (with -m).",
         ),
     ],
     *,
@@ -52,6 +52,8 @@ def info(
         found = _graph(path)
     elif path.suffix == ".gguf" or (path / "config.json").is_file():
         found = _model(what)
+    elif (path / "manifest.json").is_file():
+        found = _run(what)
     else:
         _require_place(what)
         found = _folder_or_hub(what, model, hooks)
@@ -94,7 +96,7 @@ def _neurons(model: str | None, hooks: HookOptions) -> dict[str, Any]:
 
 
 def _graph(path: Path) -> dict[str, Any]:
-    from circuit_tracer.cli.summary import summarise
+    from circuit_tracer.graph.summary import summarise
 
     if path.suffix in _MADE_OF_GRAPHS and path.is_file():
         raise InputError(f"{path} was made of a graph and is none; open it with what opens {path.suffix} files")
@@ -109,6 +111,18 @@ def _graph(path: Path) -> dict[str, Any]:
     from circuit_tracer.graph.files.formats import read_graph
 
     return {"what": "graph", **summarise(read_graph(path))}
+
+
+def _run(folder: str) -> dict[str, Any]:
+    from collections import Counter
+
+    from circuit_tracer.many import open_run
+
+    run = open_run(folder)
+    opening = run.settings["opening"]
+    counts = Counter(each["status"] for each in run.table)
+    named = {name: opening[name] for name in ("transcoders", "model", "dtype")}
+    return {"what": "run over many prompts", "rows": len(run.table), **counts, **named}
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -60,18 +61,21 @@ def intervene(
         raise InputError(
             "say what to change: --set, --scale, --ablate, --add, --take or --head, such as --ablate 1/45@6"
         )
+    from circuit_tracer.cli.serve import chosen_labels
     from circuit_tracer.interventions import Semantics, apply_edits
 
     meaning = Semantics(semantics, layer_range(layers), not live_attention, freeze_norms)
     subject: Any = prompt
+    labels = chosen_labels(None, chosen.shipped) or {}
     if graph is not None:
         from circuit_tracer.graph.files.formats import read_graph
 
         subject = read_graph(graph)
+        labels |= subject.labels
     loaded = chosen.open()
     outcome = apply_edits(loaded, subject, edits, meaning)
-    found = describe(outcome, str(meaning), top)
-    typer.echo(options.dump(found) if json else _text(found))
+    found = describe(outcome, str(meaning), top, labels)
+    typer.echo(options.dump(found) if json else _text(found, chosen.of_neurons))
 
 
 def layer_range(text: str | None) -> range | None:
@@ -85,22 +89,33 @@ def layer_range(text: str | None) -> range | None:
         raise InputError(f"--layers is {text!r}; write a range such as 3-8, or one layer") from error
 
 
-def describe(outcome: Outcome, semantics: str, top: int) -> dict[str, Any]:
-    """An outcome as JSON values."""
+def describe(outcome: Outcome, semantics: str, top: int, labels: Mapping[tuple[int, int], str]) -> dict[str, Any]:
+    """An outcome as JSON values. labels: of features, by (layer, index)."""
+    from circuit_tracer.models.tokenization import token_strings
+
     assert outcome.features is not None
+    texts = token_strings(outcome.clean.ids, outcome.clean.model.tokenizer)
     return {
         "edits": [str(edit) for edit in outcome.edits],
         "semantics": semantics,
         "tokens": [token._asdict() for token in outcome.tokens(top)],
         "features": [
-            {**feature._asdict(), "before": before, "after": after}
+            {
+                **feature._asdict(),
+                "token": texts[feature.position or 0],
+                "label": labels.get((feature.layer, feature.feature_idx)),
+                "before": before,
+                "after": after,
+            }
             for feature, before, after in outcome.features.largest(top)
         ],
         "changed_features": int((outcome.features.change != 0).sum()),
     }
 
 
-def _text(found: dict[str, Any]) -> str:
+def _text(found: dict[str, Any], of_neurons: bool) -> str:
+    from circuit_tracer.graph.words import neuron_name
+
     lines = [f"edits       {edit}" for edit in found["edits"]] + [f"semantics   {found['semantics']}", ""]
     lines.append(f"{'next token':<24}{'before':>10}{'after':>10}{'logit':>10}")
     for token in found["tokens"]:
@@ -112,5 +127,7 @@ def _text(found: dict[str, Any]) -> str:
     lines += ["", f"{found['changed_features']:,} features changed{'; most:' if moved else ''}"]
     for feature in moved:
         place = f"{feature['layer']}/{feature['feature_idx']}@{feature['position']}"
-        lines.append(f"{place:<24}{feature['before']:>10.4f}{feature['after']:>10.4f}")
+        unnamed = neuron_name(feature["layer"], feature["feature_idx"]) if of_neurons else "feature"
+        words = f"{feature['label'] or unnamed} at {feature['token']!r}"
+        lines.append(f"{place:<24}{feature['before']:>10.4f}{feature['after']:>10.4f}  {words}")
     return "\n".join(lines)

@@ -143,7 +143,10 @@ class ModelOptions:
     ] = None
     revision: Revision = None
     demo: Annotated[
-        bool, typer.Option("--demo", help="Use the small model and transcoder that ship with the package.")
+        bool,
+        typer.Option(
+            "--demo", help="Use the small model and transcoder that ship with the package (or -t neurons of it)."
+        ),
     ] = False
     device: Device = None
     dtype: Annotated[
@@ -228,7 +231,7 @@ class ModelOptions:
         name = MODEL if self.demo else self.model or config.get("model_name")
         if not name and self.of_neurons:
             raise InputError(
-                "neurons are a model's own: name the model with -m (Hugging Face id, folder or .gguf file)"
+                "neurons are a model's own: name the model with -m (Hugging Face id, folder or .gguf file), or use --demo"
             )
         if not name:
             raise InputError(f"the transcoders {self.transcoders} do not name their model; name it with -m")

@@ -32,6 +32,7 @@ COMMANDS = (
     Row("probe", "probe:app", READ),
     Row("group", "group:group", READ),
     Row("monitor", "monitor:app", READ),
+    Row("mcp", "mcp:mcp", READ),
     Row("intervene", "intervene:intervene", TEST),
     Row("steer", "steer:steer", TEST),
     Row("patch", "patch:patch", TEST),

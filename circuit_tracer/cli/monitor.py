@@ -14,6 +14,7 @@ import typer
 from circuit_tracer.cli import options
 from circuit_tracer.cli.frame import add, new_app
 from circuit_tracer.cli.probe import SUFFIX, ReadModel
+from circuit_tracer.cli.serve import chosen_labels
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
@@ -95,16 +96,13 @@ def watch(
         bool, typer.Option("--only-flagged", help="Leave out texts where nothing fires; problems stay.")
     ] = False,
     names: options.FeatureNames = None,
+    json: options.Json = False,
 ) -> None:
     """Flag tokens and texts of a stream: one JSON line a text, in order, as it is read.
 
-    A line that cannot be read becomes {"id", "problem"} and the stream goes on.
+    A line that cannot be read becomes {"id", "problem"} and the stream goes on. --json counts the texts in a last line.
     """
-    labels: dict[tuple[int, int], str] = {}
-    if names is not None:
-        from circuit_tracer.features.labels import read_labels
-
-        labels = read_labels(names)
+    labels = chosen_labels(names, chosen.shipped)
     if output is not None:
         from circuit_tracer.files import require_writable_file
 
@@ -119,7 +117,10 @@ def watch(
             if verdict.flagged or verdict.problem is not None or not only_flagged:
                 file.write(options.dump(verdict.to_json(labels)) + "\n")
                 file.flush()
-    typer.echo(", ".join(f"{count:,} {what}" for what, count in counts.items()), err=True)
+    if json:
+        typer.echo(options.dump(counts))
+    else:
+        typer.echo(", ".join(f"{count:,} {what}" for what, count in counts.items()), err=True)
 
 
 @add(app)

@@ -66,6 +66,7 @@ STEPS = (
     Step("compare", "validate {graph} {model}"),
     Step("info", "view {what}", {"kind": "graph"}),
     Step("info", "view {what}", {"kind": "viewers"}),
+    Step("info", "aggregate {what}", {"kind": "run over many prompts"}),
     Step("info", "attribute {model} -t neurons -p {example} -o {new_graph}", {"kind": "neurons of a model"}),
     Step("info", "attribute -m {what} -t neurons -p {example} -o {new_graph}", {"kind": "model"}),
     Step("info", "attribute -t {what} {model} -p {example} -o {new_graph}", {"kind": "transcoders"}),

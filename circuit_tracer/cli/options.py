@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import sys
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -202,6 +203,19 @@ def interruption(kept: str) -> Iterator[None]:
         yield
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(kept) from error
+
+
+@contextmanager
+def only_json(json: bool) -> Iterator[None]:
+    """Inside, what is printed for people goes to standard error, if JSON was asked for."""
+    with redirect_stdout(sys.stderr) if json else nullcontext():
+        yield
+
+
+def say_written(files: Iterable[str | Path], json: bool) -> None:
+    """Print which files were written."""
+    names = [str(file) for file in files]
+    typer.echo(dump({"files": names}) if json else "\n".join(f"wrote {name}" for name in names))
 
 
 def dump(value: Any) -> str:

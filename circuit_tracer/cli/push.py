@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -24,6 +24,7 @@ def push(
     output: Annotated[
         Path | None, options.output("Write the files into this empty folder instead of uploading.")
     ] = None,
+    json: options.Json = False,
 ) -> dict[str, str]:
     """Publish config, card and weights in one commit.
 
@@ -39,14 +40,29 @@ def push(
     if repo_id is not None:
         check_repo_id(repo_id)
     publication = collect(folder)
-    if dry_run:
+    address = None
+    if not dry_run:
+        address = (
+            str(copy_to(publication, output)) if output is not None else upload(publication, str(repo_id), private)
+        )
+    if json:
+        typer.echo(options.dump(_described(publication, address)))
+    elif address is None:
         _show(publication)
     elif output is not None:
-        typer.echo(f"wrote {len(publication.files)} files to {copy_to(publication, output)}")
-    elif repo_id is not None:
-        address = upload(publication, repo_id, private)
+        typer.echo(f"wrote {len(publication.files)} files to {address}")
+    else:
         typer.echo(f"pushed {len(publication.files)} files ({_size(publication.bytes)}): {address}")
     return {"kind": "dry run"} if dry_run else {}
+
+
+def _described(publication: Publication, address: str | None) -> dict[str, Any]:
+    return {
+        "files": list(publication.files),
+        "bytes": publication.bytes,
+        "left_out": list(publication.left_out),
+        "to": address,
+    }
 
 
 def _show(publication: Publication) -> None:

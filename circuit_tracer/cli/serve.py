@@ -10,11 +10,12 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import InputError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
 
     from circuit_tracer.graph import Graph
     from circuit_tracer.probes.probe import Probe
@@ -74,6 +75,7 @@ def serve(
             help="Speak Neuronpedia's graph-server protocol to those who send this secret.",
         ),
     ] = None,
+    json: options.Json = False,
 ) -> None:
     """Show the graphs of a folder in the browser; with -t or --demo, also trace, intervene and steer from there."""
     loaded = None
@@ -93,12 +95,15 @@ def serve(
         neuronpedia_secret,
         labels,
         probes=probes,
+        said=options.dump if json else None,
     )
 
 
-def start_server(graph_file_dir: Folder, port: Port = PORT, features_dir: FeaturesDir = None) -> None:
+def start_server(
+    graph_file_dir: Folder, port: Port = PORT, features_dir: FeaturesDir = None, json: options.Json = False
+) -> None:
     """Show the graphs of a folder: circuit-tracer's name for `serve`, without opening the browser."""
-    run(graph_file_dir, port, features_dir)
+    run(graph_file_dir, port, features_dir, said=options.dump if json else None)
 
 
 def run(
@@ -112,16 +117,18 @@ def run(
     labels: Path | None = None,
     quiet: bool = False,
     probes: Sequence[Probe] = (),
+    said: Callable[[dict[str, str]], str] | None = None,
 ) -> None:
     """Serve a folder until Ctrl-C. demo: the model is the embedded one, whose features are at hand.
 
     labels: a file or folder of them; default: the embedded model's own, or else those of the folder of features. quiet: leave
-    standard output to JSON. probes: watch texts that are sent to the server.
+    standard output to JSON. probes: watch texts that are sent to the server. said: makes a line of where the server answers,
+    instead of words.
     """
     from circuit_tracer.viewer.server import serve as start
     from circuit_tracer.viewer.server.runs import is_run
 
-    shipped = _demo_features() if demo else None
+    shipped = demo_features() if demo else None
     called = chosen_labels(labels, demo)
     if called is None and features_dir is None and is_run(folder):
         from circuit_tracer.many import open_run
@@ -140,7 +147,10 @@ def run(
     )
     other = "" if port in (0, server.port) else f" (port {port} is taken)"
     try:
-        typer.echo(f"serving {folder} at {server.url}{other}; Ctrl-C ends it", err=quiet)
+        if said is not None:
+            typer.echo(said({"folder": str(folder), "url": server.url}))
+        else:
+            typer.echo(f"serving {folder} at {server.url}{other}; Ctrl-C ends it", err=quiet)
         server.wait()
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
@@ -195,11 +205,11 @@ def keep_known(
 
     called = chosen_labels(labels, demo) or {}
     folder = next((path for path in (features, labels) if path is not None and path.is_dir()), None)
-    keep_features(graph, folder or (_demo_features() if demo else None), called)
+    keep_features(graph, folder or (demo_features() if demo else None), called)
     return {**graph.labels, **called}
 
 
-def _demo_features() -> Path | None:
+def demo_features() -> Path | None:
     """Features of the embedded dictionary, if they are here."""
     from circuit_tracer.demo import demo_folder
 

@@ -72,7 +72,8 @@ def steer(
     loaded = chosen.open()
     watcher = None if watched is None else watched(loaded)
     shown = _print if stream else None
-    result = generate(loaded, prompt, edits, sampling, compare=not alone, cache=cache, on_text=shown, watcher=watcher)
+    both = bool(edits) and not alone  # nothing changed: both texts would be one
+    result = generate(loaded, prompt, edits, sampling, compare=both, cache=cache, on_text=shown, watcher=watcher)
     if stream:
         typer.echo("\n")
     if json:
@@ -119,7 +120,8 @@ def _text(result: Steering) -> str:
     import shutil
 
     shown = "\n".join(f"changed     {each}" for each in result.interventions)
-    return f"{shown}\n\n{result.side_by_side(min(160, shutil.get_terminal_size().columns))}"
+    shown += "\n\n" if shown else ""
+    return f"{shown}{result.side_by_side(min(160, shutil.get_terminal_size().columns))}"
 
 
 def _direction(text: str) -> Direction:

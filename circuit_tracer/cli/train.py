@@ -8,11 +8,13 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from circuit_tracer.cli import options
 from circuit_tracer.cli.completion import presets
 from circuit_tracer.cli.frame import Command
 from circuit_tracer.cli.loading import quiet_loading
@@ -105,6 +107,7 @@ def train(
     print_config: Annotated[
         bool, typer.Option("--print-config", help="Print the whole configuration as YAML, and stop.")
     ] = False,
+    json: options.Json = False,
 ) -> dict[str, str]:
     """Train a cross-layer transcoder, per-layer transcoders or sparse autoencoders.
 
@@ -117,18 +120,18 @@ def train(
         raise InputError("--find tries runs of its own and goes on with none: leave --resume out")
     settings = load(config, ctx.meta[OVERRIDES])
     if print_config:
-        typer.echo(dump(settings), nl=False)
+        typer.echo(f"{options.dump(settings.model_dump(mode='json'))}\n" if json else dump(settings), nl=False)
     elif plan:
-        _show_plan(settings, resume)
+        _show_plan(settings, resume, json)
     elif find:
-        _find(settings)
+        _find(settings, json)
     else:
-        _run(settings, resume)
+        _run(settings, resume, json)
         return {"out": str(settings.run.out)}
     return {"overridden": "yes"} if ctx.meta[OVERRIDES] else {}
 
 
-def _show_plan(config: TrainingConfig, resume: bool) -> None:
+def _show_plan(config: TrainingConfig, resume: bool, json: bool) -> None:
     from circuit_tracer.models.loading import present, resolve_device
     from circuit_tracer.training.run.requirements import plan_run
     from circuit_tracer.training.run.start import find_start
@@ -137,22 +140,25 @@ def _show_plan(config: TrainingConfig, resume: bool) -> None:
     device = present(resolve_device(None if config.model.device == "auto" else config.model.device))
     done = find_start(config, config.run.out, resume=True).step if resume else 0
     plan = plan_run(config, device, int(os.environ.get("WORLD_SIZE", "1")), done)
-    typer.echo(str(plan))
+    needs = ("device_needs", "host_needs", "disk_needs", "cache_needs", "step_seconds", "steps_left", "seconds")
+    typer.echo(options.dump({name: getattr(plan, name) for name in needs}) if json else str(plan))
     plan.require_fits()
 
 
-def _find(config: TrainingConfig) -> None:
+def _find(config: TrainingConfig, json: bool) -> None:
     from circuit_tracer.training.run.events import NullListener
-    from circuit_tracer.training.run.find import find
+    from circuit_tracer.training.run.find import FILE, find
     from circuit_tracer.training.run.progress import ProgressDisplay
 
     quiet_loading()
     first = os.environ.get("RANK", "0") == "0"
     with ExitStack() as closing:
-        find(config, listener=closing.enter_context(ProgressDisplay()) if first else NullListener())
+        found = find(config, listener=closing.enter_context(ProgressDisplay()) if first else NullListener())
+    if json and first:
+        typer.echo(options.dump({**asdict(found), "files": [str(config.run.out / FILE)]}))
 
 
-def _run(config: TrainingConfig, resume: bool) -> None:
+def _run(config: TrainingConfig, resume: bool, json: bool) -> None:
     from circuit_tracer.training.run.events import NullListener
     from circuit_tracer.training.run.progress import ProgressDisplay
     from circuit_tracer.training.run.trainer import train as run
@@ -166,8 +172,11 @@ def _run(config: TrainingConfig, resume: bool) -> None:
     except KeyboardInterrupt as error:
         raise KeyboardInterrupt(_kept(config.run.out) if first else "interrupted") from error
     if first:
-        for path in _written(config.run.out):
-            typer.echo(f"wrote {path}")
+        files = _written(config.run.out)
+        if json:
+            typer.echo(options.dump({"run": str(config.run.out), "files": [str(path) for path in files]}))
+        else:
+            options.say_written(files, json=False)
 
 
 def _kept(folder: Path) -> str:

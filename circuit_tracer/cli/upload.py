@@ -47,6 +47,7 @@ def upload(
     thresholds: options.Thresholds,
     host: Annotated[str | None, typer.Option("--host", help="Another Neuronpedia; or NEURONPEDIA_HOST.")] = None,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Check everything and send nothing.")] = False,
+    json: options.Json = False,
 ) -> None:
     """Upload a graph to Neuronpedia and print its link.
 
@@ -71,14 +72,29 @@ def upload(
         document = _document(graph, model_id, source_set, slug, chosen, labels, thresholds)
     parcel, server = Parcel.of(document), Neuronpedia.from_environment(host)
     size = f"{len(parcel.data):,} bytes, {len(document['nodes'])} nodes, {len(document['links'])} links"
+    found = {
+        "slug": parcel.slug,
+        "model_id": parcel.model_id,
+        "bytes": len(parcel.data),
+        "nodes": len(document["nodes"]),
+        "links": len(document["links"]),
+        "sent": not dry_run,
+    }
     if dry_run:
+        if json:
+            typer.echo(options.dump({**found, "features": 0, "link": graph_link(server, parcel)}))
+            return
         typer.echo(f"would upload {parcel.slug} for {parcel.model_id} ({size}) to {graph_link(server, parcel)}")
         return
+    sent = 0
     if with_features and features is not None and source_set is not None:
         places = set(features_of(document))
         sent = upload_features(server, FeatureFolder(features), parcel.model_id, source_set, places, labels)
-        typer.echo(f"uploaded {sent} features to {source_set}")
-    typer.echo(f"uploaded {parcel.slug} ({size}): {upload_graph(server, parcel)}")
+        typer.echo(f"uploaded {sent} features to {source_set}", err=json)
+    link = upload_graph(server, parcel)
+    typer.echo(
+        options.dump({**found, "features": sent, "link": link}) if json else f"uploaded {parcel.slug} ({size}): {link}"
+    )
 
 
 def _refuse_said(given: dict[str, str | None], graph: Path) -> None:

@@ -147,7 +147,7 @@ def as_text(report: ValidationReport) -> str:
             continue
         lines += ["", _line(title, *distances)]
         for name, measures in rows.items():
-            for curve in measures.curves:
+            for curve in (each for each in measures.curves if each.cosine):
                 cosine, nmse = (curve.cosine, curve.nmse) if stream else (curve.mlp_cosine, curve.mlp_nmse)
                 lines.append(_line(f"  {name}, {curve.kind}: cosine", *cosine))
                 lines.append(_line(f"  {name}, {curve.kind}: NMSE", *nmse))

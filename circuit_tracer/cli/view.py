@@ -41,6 +41,7 @@ def view(
         ),
     ] = None,
     thresholds: options.Thresholds,
+    json: options.Json = False,
 ) -> dict[str, str]:
     """Write a graph, or a run with its graphs, as one page that opens offline, viewer and all.
 
@@ -55,7 +56,7 @@ def view(
         page = _write_run(graph, output, features, thresholds)
     else:
         page = _write(ctx, Path(graph), output, features, thresholds)
-    typer.echo(f"wrote {page}")
+    options.say_written([page], json)
     if open_page:
         typer.launch(str(page))
     return {"kind": "run"} if of_run else {}

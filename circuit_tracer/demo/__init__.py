@@ -12,7 +12,11 @@ PROMPT = "the capital of the state containing Dallas is"
 
 
 def demo_folder() -> Path:
-    """The folder of the shipped weights: model/, transcoder/, labels.json, features/, metrics.json, README.md."""
+    """The folder of the shipped weights.
+
+    Returns:
+        The folder: model/, transcoder/, labels.json, features/, metrics.json, README.md.
+    """
     return Path(__file__).parent / "weights"
 
 
@@ -22,6 +26,10 @@ FEATURES = str(demo_folder() / "features")
 
 
 def load_labels() -> dict[tuple[int, int], str]:
-    """What each feature of the shipped transcoder fires on in the world, by (layer, feature)."""
+    """What each feature of the shipped transcoder fires on in the world.
+
+    Returns:
+        Texts by (layer, feature).
+    """
     labels = json.loads((demo_folder() / "labels.json").read_text(encoding="utf-8"))
     return {(int(layer), int(feature)): label for layer, row in labels.items() for feature, label in row.items()}

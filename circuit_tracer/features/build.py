@@ -55,9 +55,16 @@ Wanted = Mapping[int, np.ndarray]  # layer -> ascending indices of features
 
 @dataclass(frozen=True)
 class BuildSettings:
-    """tokens: read at most, None for all. top, sample: examples a feature, the strongest ones and ones drawn evenly from all
-    its distinct contexts. before, after: tokens around an example. logits: tokens listed on each side. batch_tokens: tokens
-    that the model reads at once.
+    """How much to read, and how much to keep of a feature.
+
+    Attributes:
+        tokens: Read at most, None for all.
+        top: Examples a feature: the strongest ones.
+        sample: Examples a feature: drawn evenly from all its distinct contexts.
+        before: Tokens in front of an example.
+        after: Tokens behind it.
+        logits: Tokens listed on each side.
+        batch_tokens: Tokens that the model reads at once.
     """
 
     tokens: int | None = 1_000_000
@@ -80,12 +87,26 @@ def build_features(
     name: str | None = None,
     progress: Progress = silent,
 ) -> Path:
-    """Write the features of a model's transcoders, as they are active on a corpus, into ``folder``; returns it.
+    """Write the features of a model's transcoders, as they are active on a corpus, into ``folder``.
 
-    wanted: only these features (`wanted.features_of_graphs`); None: all. name: what the records call the transcoders; default
-    their scan. Goes on where an earlier call with the same arguments was interrupted; returns at once when it was not.
-    Raises CompatibilityError when the folder holds something else, InputError when the corpus has no token that counts,
-    another process builds in the folder, or all neurons of a model are asked for.
+    Goes on where an earlier call with the same arguments was interrupted; returns at once when it was not.
+
+    Args:
+        model: The replacement model.
+        corpus: What to read (`open_corpus`).
+        folder: Where to write.
+        settings: How much to read, and how many examples to keep.
+        wanted: Only these features (`wanted.features_of_graphs`); None: all.
+        name: What the records call the transcoders; default their scan.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        The folder that was written.
+
+    Raises:
+        CompatibilityError: When the folder holds something else.
+        InputError: When the corpus has no token that counts, another process builds in the folder, or all neurons of a
+            model are asked for.
     """
     settings = settings or BuildSettings()
     if wanted is None and model.transcoders.exact:

@@ -26,8 +26,20 @@ def open_corpus(
     """The corpus that ``source`` names: files of text, JSONL, parquet or token ids, or the training documents of a
     configuration (file, preset or run folder).
 
-    kind, field: as in a configuration's section data, for files. context_length: default that of training, or the
-    model's if it is shorter. separate: a sequence a document, not packed. Raises InputError for what cannot be read.
+    Args:
+        source: A path, an address, a preset's name or a run's folder.
+        parts: The model's parts (`model.parts`).
+        tokenizer: The model's.
+        kind: As in a configuration's section data, for files.
+        field: As in a configuration's section data, for files.
+        context_length: Default that of training, or the model's if it is shorter.
+        separate: A sequence a document, not packed.
+
+    Returns:
+        The corpus, read when it is iterated over.
+
+    Raises:
+        InputError: For what cannot be read.
     """
     config = configuration(source)
     if config is None:

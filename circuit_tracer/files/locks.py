@@ -34,7 +34,11 @@ _held = threading.local()  # folders of this thread, which may ask again for wha
 def locked(folder: str | Path) -> Iterator[None]:
     """Inside, no other process and no other thread is in ``locked`` for the same folder, which must be there.
 
-    Raises ResourceError if it cannot be locked.
+    Args:
+        folder: Must be there.
+
+    Raises:
+        ResourceError: If it cannot be locked.
     """
     folder = Path(folder).absolute()
     counts: Counter[Path] = _held.__dict__.setdefault("counts", Counter())
@@ -54,7 +58,12 @@ def locked(folder: str | Path) -> Iterator[None]:
 def claimed(folder: str | Path, what: str) -> Iterator[None]:
     """Inside, the folder is this process' own for ``what`` ("trains in"); it must be there.
 
-    Raises InputError, naming the process, while another one has it.
+    Args:
+        folder: The folder.
+        what: What for, in words: "trains in".
+
+    Raises:
+        InputError: Naming the process, while another one has it.
     """
     folder = Path(folder).absolute()
     path = folder / _FILE

@@ -35,8 +35,16 @@ def near_names(path: str | Path, folders: bool = False) -> str:
 def open_file(path: str | Path) -> BinaryIO:
     """A regular file opened for reading, in binary.
 
-    Raises InputError if there is none, it is a folder, pipe or device, or the operating system refuses. Never waits: a
-    pipe without a writer is refused like any other.
+    Never waits: a pipe without a writer is refused like any other.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The open file.
+
+    Raises:
+        InputError: If there is none, it is a folder, pipe or device, or the operating system refuses.
     """
     flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
     try:
@@ -58,7 +66,19 @@ def open_file(path: str | Path) -> BinaryIO:
 
 
 def read_bytes(path: str | Path, largest: int) -> bytes:
-    """The bytes of a file. InputError if it cannot be opened (see `open_file`), FileFormatError beyond ``largest`` bytes."""
+    """The bytes of a file. InputError if it cannot be opened (see `open_file`), FileFormatError beyond ``largest`` bytes.
+
+    Args:
+        path: The file.
+        largest: The most bytes that are read.
+
+    Returns:
+        Its bytes.
+
+    Raises:
+        InputError: If it cannot be opened (`open_file`).
+        FileFormatError: Beyond `largest` bytes.
+    """
     with open_file(path) as file:
         try:
             if (size := os.fstat(file.fileno()).st_size) <= largest:
@@ -72,7 +92,19 @@ def read_bytes(path: str | Path, largest: int) -> bytes:
 
 
 def read_text(path: str | Path, largest: int) -> str:
-    """The text of a UTF-8 file, without a byte-order mark; line ends become \\n. Errors as `read_bytes`'s."""
+    """The text of a UTF-8 file, without a byte-order mark; line ends become \\n. Errors as `read_bytes`'s.
+
+    Args:
+        path: The file.
+        largest: The most bytes that are read.
+
+    Returns:
+        Its text.
+
+    Raises:
+        InputError: If it cannot be opened (`open_file`).
+        FileFormatError: Beyond `largest` bytes, or if it is not UTF-8.
+    """
     return decoded(read_bytes(path, largest), path).replace("\r\n", "\n").replace("\r", "\n")
 
 
@@ -90,8 +122,17 @@ def decoded(data: bytes, source: str | Path, halves: bool = False) -> str:
 def unpack(data: bytes, source: str | Path, largest: int | None = None) -> bytes:
     """What gzip or zlib packed, if it is at most ``largest`` bytes; FileFormatError if it is more, damaged or cut short.
 
-    largest: as a rule 48 MiB, or a hundred times the packed size if that is more (1 GiB at most), which no text that
-    anybody wrote exceeds.
+    Args:
+        data: What was packed.
+        source: What errors name: the file or what stands for it.
+        largest: As a rule 48 MiB, or a hundred times the packed size if that is more (1 GiB at most), which no text that
+            anybody wrote exceeds.
+
+    Returns:
+        What was packed.
+
+    Raises:
+        FileFormatError: If it is more, damaged or cut short.
     """
     if largest is None:
         largest = min(LARGEST_JSON, max(UNPACKED, RATIO * len(data)))

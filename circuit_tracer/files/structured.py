@@ -34,7 +34,20 @@ Schema = TypeVar("Schema", bound=BaseModel)
 
 
 def read_json(path: str | Path, largest: int = LARGEST_JSON, halves: bool = False) -> Any:
-    """The document in a JSON file, plain or gzipped. InputError if it cannot be opened, FileFormatError as `parse_json`."""
+    """The document in a JSON file, plain or gzipped. InputError if it cannot be opened, FileFormatError as `parse_json`.
+
+    Args:
+        path: The file.
+        largest: The most bytes that are read.
+        halves: Allow halves of surrogate pairs.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        InputError: If it cannot be opened.
+        FileFormatError: As `parse_json`.
+    """
     data = read_bytes(path, largest)
     return parse_json(unpack(data, path) if data[:2] == b"\x1f\x8b" else data, path, halves)
 
@@ -42,9 +55,18 @@ def read_json(path: str | Path, largest: int = LARGEST_JSON, halves: bool = Fals
 def parse_json(text: str | bytes, source: str | Path, halves: bool = False) -> Any:
     """The values of a JSON text in UTF-8, a byte-order mark allowed.
 
-    Raises FileFormatError, naming ``source``, for anything that is not JSON, NaN and infinities, numbers beyond 64 bits,
-    a key given twice (in texts of up to 8 MiB; in longer ones, which are data, the last one counts, as in browsers), nesting
-    deeper than `DEEPEST`, and, without ``halves``, halves of surrogate pairs, which no text file can hold.
+    Args:
+        text: The text, or its bytes in UTF-8.
+        source: What errors name: the file or what stands for it.
+        halves: Allow halves of surrogate pairs.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        FileFormatError: Naming ``source``, for anything that is not JSON, NaN and infinities, numbers beyond 64 bits, a key
+            given twice (in texts of up to 8 MiB; in longer ones, which are data, the last one counts, as in browsers),
+            nesting deeper than `DEEPEST`, and, without ``halves``, halves of surrogate pairs, which no text file can hold.
     """
     data = text.encode("utf-8", "surrogatepass") if isinstance(text, str) else text
     text = decoded(data, source, halves)
@@ -67,15 +89,36 @@ def parse_json(text: str | bytes, source: str | Path, halves: bool = False) -> A
 
 
 def read_yaml(path: str | Path, loader: type[PlainLoader] | None = None) -> Any:
-    """The document in a YAML file. InputError if it cannot be opened, FileFormatError as `parse_yaml`."""
+    """The document in a YAML file. InputError if it cannot be opened, FileFormatError as `parse_yaml`.
+
+    Args:
+        path: The file.
+        loader: Rules of its own about scalars; None: `PlainLoader`.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        InputError: If it cannot be opened.
+        FileFormatError: As `parse_yaml`.
+    """
     return parse_yaml(read_bytes(path, LARGEST_YAML), path, loader)
 
 
 def parse_yaml(text: str | bytes, source: str | Path, loader: type[PlainLoader] | None = None) -> Any:
-    """The values of a YAML text in UTF-8; dates are read as text. loader: rules of its own about scalars.
+    """The values of a YAML text in UTF-8; dates are read as text.
 
-    Raises FileFormatError, naming ``source``, for anything that is not YAML, aliases (a few lines of them grow without
-    bound), a key given twice, tags, NaN, infinities, numbers beyond 64 bits, and nesting deeper than `DEEPEST`.
+    Args:
+        text: The text, or its bytes in UTF-8.
+        source: What errors name: the file or what stands for it.
+        loader: Rules of its own about scalars.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        FileFormatError: Naming ``source``, for anything that is not YAML, aliases (a few lines of them grow without bound),
+            a key given twice, tags, NaN, infinities, numbers beyond 64 bits, and nesting deeper than `DEEPEST`.
     """
     text = text if isinstance(text, str) else decoded(text, source)
     if len(text) > LARGEST_YAML:
@@ -97,7 +140,18 @@ def parse_yaml(text: str | bytes, source: str | Path, loader: type[PlainLoader] 
 
 
 def parse_toml(text: str | bytes, source: str | Path) -> Any:
-    """The values of a TOML text in UTF-8. FileFormatError as `parse_yaml`, and for dates."""
+    """The values of a TOML text in UTF-8. FileFormatError as `parse_yaml`, and for dates.
+
+    Args:
+        text: The text, or its bytes in UTF-8.
+        source: What errors name: the file or what stands for it.
+
+    Returns:
+        Plain values.
+
+    Raises:
+        FileFormatError: As `parse_yaml`, and for dates.
+    """
     text = text if isinstance(text, str) else decoded(text, source)
     if len(text) > LARGEST_YAML:
         raise FileFormatError(f"{source} has {len(text):,} characters; at most {LARGEST_YAML:,} are read as TOML.")
@@ -110,7 +164,19 @@ def parse_toml(text: str | bytes, source: str | Path) -> Any:
 
 
 def validated(schema: type[Schema], raw: Any, source: str | Path) -> Schema:
-    """``raw`` as an object of the pydantic ``schema``; FileFormatError says what does not fit, and where."""
+    """``raw`` as an object of the pydantic ``schema``; FileFormatError says what does not fit, and where.
+
+    Args:
+        schema: The pydantic model.
+        raw: Plain values.
+        source: What errors name: the file or what stands for it.
+
+    Returns:
+        The object.
+
+    Raises:
+        FileFormatError: For what does not fit, saying where.
+    """
     try:
         return schema.model_validate(raw)
     except (ValidationError, RecursionError) as error:

@@ -33,8 +33,18 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     """Yield a temporary path beside ``path``; move it into place on success, remove it on failure.
 
     The old file stays intact until the new one is complete and on disk; where the path is a link, it is the file behind the
-    link. Raises InputError if something that is no file is there (a device, a pipe, a folder), which moving a
-    file into its place would remove; ResourceError, naming the path, when the operating system refuses (disk full, permission).
+    link.
+
+    Args:
+        path: The file to write or replace.
+
+    Yields:
+        The temporary path, to be written to.
+
+    Raises:
+        InputError: If something that is no file is there (a device, a pipe, a folder), which moving a file into its place
+            would remove.
+        ResourceError: Naming the path, when the operating system refuses (disk full, permission).
     """
     final = _written(path)
     _make_folder(final.parent)
@@ -60,7 +70,11 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
 
 def sync(path: Path) -> None:
-    """A file or folder on disk, so that a computer that loses power keeps it too. Windows cannot do that for folders."""
+    """A file or folder on disk, so that a computer that loses power keeps it too. Windows cannot do that for folders.
+
+    Args:
+        path: A file or folder.
+    """
     if path.is_dir() and os.name != "posix":
         return
     handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
@@ -71,7 +85,14 @@ def sync(path: Path) -> None:
 
 
 def temporary_path(final: Path) -> Path:
-    """A free name beside ``final`` that says whose it is; what a killed process leaves under it is cleared later on."""
+    """A free name beside ``final`` that says whose it is; what a killed process leaves under it is cleared later on.
+
+    Args:
+        final: The file to be.
+
+    Returns:
+        The path; nothing is there yet.
+    """
     owner = f"{_machine()}-{os.getpid()}.{secrets.token_hex(4)}"
     return final.with_name(f".{final.name[:_NAME_KEPT]}.{owner}.part")
 
@@ -89,7 +110,16 @@ def clear_leftovers(folder: Path) -> None:
 def require_writable_folder(folder: str | Path) -> Path:
     """Create ``folder`` if needed and prove that a file can be written there, before any work is spent.
 
-    Clears what killed processes left in it. Raises InputError naming the folder and the reason.
+    Clears what killed processes left in it.
+
+    Args:
+        folder: Made if needed.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: Naming the folder and the reason.
     """
     folder = _make_folder(Path(folder).absolute())
     clear_leftovers(folder)
@@ -102,7 +132,17 @@ def require_writable_folder(folder: str | Path) -> Path:
 
 
 def require_writable_file(path: str | Path) -> Path:
-    """`require_writable_folder` for the folder of a file; InputError also if the path is a folder or a device itself."""
+    """`require_writable_folder` for the folder of a file; InputError also if the path is a folder or a device itself.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: As `require_writable_folder`; also if the path is a folder or a device itself.
+    """
     require_writable_folder(_written(path).parent)
     return Path(path)
 

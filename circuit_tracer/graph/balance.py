@@ -47,8 +47,13 @@ class ReconstructionWarning(UserWarning):
 class RowBalance:
     """The sum rule of the frozen, linear network, one entry a node (N,), zero for error and token rows, which have no inputs.
 
-    sum of the row's edges + unselected + bias == pre_activation, in units of the target's pre-activation. unselected:
-    signed sum of the edges from active features that were not selected; unselected_mass: sum of their |edges|.
+    sum of the row's edges + unselected + bias == pre_activation, in units of the target's pre-activation.
+
+    Attributes:
+        bias: What constants add to a row.
+        unselected: Signed sum of the edges from active features that were not selected.
+        unselected_mass: Sum of their |edges|.
+        pre_activation: What the row sums to.
     """
 
     bias: Tensor

@@ -17,9 +17,18 @@ COMPARED_BYTES = 2**24  # of a dense matrix at once
 class Edges:
     """E edges among N nodes, sorted by target, then by source; no zeros, no duplicates.
 
-    row_ptr: int64 (N+1,); the edges into node t are ``row_ptr[t] .. row_ptr[t+1]``. source: int64 (E,).
-    weight: float32 or float64 (E,), in units of the target's pre-activation.
     16 to 20 bytes an edge; no dense N x N array is needed anywhere but in ``to_dense``.
+
+    Attributes:
+        row_ptr: int64 (N+1,); the edges into node t are ``row_ptr[t] .. row_ptr[t+1]``.
+        source: int64 (E,).
+        weight: float32 or float64 (E,), in units of the target's pre-activation.
+
+    Examples:
+        >>> from circuit_tracer.graph import Edges
+        >>> edges = Edges.from_dense(torch.tensor([[0.0, 0.0], [2.0, 0.0]]))
+        >>> edges.target.tolist(), edges.source.tolist(), edges.weight.tolist()
+        ([1], [0], [2.0])
     """
 
     row_ptr: Tensor

@@ -24,7 +24,15 @@ def require_matplotlib() -> None:
 
 
 def save_figure(figure: Figure, path: Path) -> Path:
-    """Write a figure in the format that the suffix names; the same figure gives the same file."""
+    """Write a figure in the format that the suffix names; the same figure gives the same file.
+
+    Args:
+        figure: Of matplotlib.
+        path: Ending in .svg, .pdf or .png.
+
+    Returns:
+        The path.
+    """
     data = figure_bytes(figure, path.suffix, str(path))
     with atomic_write(path) as temporary:
         temporary.write_bytes(data)

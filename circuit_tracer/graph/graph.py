@@ -41,30 +41,51 @@ if TYPE_CHECKING:
 class Graph:
     """Nodes of one prompt and the direct effects among them.
 
-    Nodes: selected features | error nodes l*P+p | tokens p | targets; N = N_s + L*P + P + K (errors of attention come behind
-    the others, if a dictionary replaces it). An edge is the direct
-    effect of its source on the pre-activation (or the demeaned logit) of its target, in that target's own units.
+    Nodes are selected features, error nodes (`l * P + p`), tokens, targets, in this order: `N = N_s + L * P + P + K` (errors
+    of attention come behind the others, if a dictionary replaces it). An edge is the direct effect of its source on the
+    pre-activation (or the demeaned logit) of its target, in that target's own units.
 
-    input_string: the prompt as text. input_tokens: (P,) ids. active_features: int64 (N_f, 3) rows (layer, position,
-    index), sorted, all that were active. adjacency_matrix: ``Edges``, or a dense (N, N) matrix with rows = targets.
-    cfg: any object or mapping with the field names of circuit-tracer or transformers. selected_features: int64 (N_s,)
-    ascending rows of ``active_features`` that are nodes. activation_values: (N_f,). logit_targets,
-    logit_probabilities: K targets (or the ids of tokens, as a tensor) with their weights. scan (scan_name): where the
-    transcoders come from. vocab_size: default cfg.d_vocab; ids from there on are virtual. balance: the sum rule, a row
-    each. targets: default: logits at the last position. token_strings: P texts. reconstruction: quality of the
-    transcoders here. provenance: plain JSON values that say how the graph was made.
-    validation: what interventions on the graph have found. unfinished: of a trace that was interrupted, what it needs to go
-    on (`attribute(..., resume=graph)`). edge_heads: which attention heads edges run through
-    (`circuit_tracer.attention.explain_edges`). scores: why heads look where they look (`explain_score`), those that were kept.
-    labels, records: what is known of its features (`circuit_tracer.features.kept.keep_features`), by (layer, index).
-    grouping: its nodes in groups (`circuit_tracer.circuits.keep_grouping`). story: what was told of them
-    (`circuit_tracer.circuits.story.tell`). parts: the dictionaries that its features belong to, if they are several.
+    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation, edge_heads, grouping and story,
+    which were of the edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep
+    the balance.
 
-    Edges may be changed, by assigning ``adjacency_matrix`` or within it. Then validation, edge_heads, grouping and story, which
-    were of the edges before, are gone, ``residual`` says by how much the rows miss their sums, and files do not keep the
-    balance.
+    Args:
+        input_string: The prompt as text.
+        input_tokens: (P,) ids.
+        active_features: int64 (N_f, 3) rows (layer, position, index), sorted, all that were active.
+        adjacency_matrix: ``Edges``, or a dense (N, N) matrix with rows = targets.
+        cfg: Any object or mapping with the field names of circuit-tracer or transformers.
+        selected_features: int64 (N_s,) ascending rows of ``active_features`` that are nodes.
+        activation_values: (N_f,) in the dictionary's own units.
+        logit_targets: K targets, or the ids of tokens, as a tensor.
+        logit_probabilities: (K,) their weights.
+        scan: Where the transcoders come from.
+        vocab_size: Default cfg.d_vocab; ids from there on are virtual.
+        scan_name: circuit-tracer's later name of it.
+        balance: The sum rule, a row each.
+        targets: Default: logits at the last position.
+        token_strings: P texts.
+        reconstruction: Quality of the transcoders here.
+        provenance: Plain JSON values that say how the graph was made.
+        validation: What interventions on the graph have found.
+        unfinished: Of a trace that was interrupted, what it needs to go on (`attribute(..., resume=graph)`).
+        edge_heads: Which attention heads edges run through (`circuit_tracer.attention.explain_edges`).
+        scores: Why heads look where they look (`explain_score`), those that were kept.
+        labels: What its features are called, by (layer, index) (`circuit_tracer.features.kept.keep_features`).
+        records: Examples of them, by (layer, index).
+        grouping: Its nodes in groups (`circuit_tracer.circuits.keep_grouping`).
+        story: What was told of them (`circuit_tracer.circuits.story.tell`).
+        parts: The dictionaries that its features belong to, if they are several.
 
-    Raises InputError if these do not fit together, NumericalError for an edge that is not finite.
+    Raises:
+        InputError: If these do not fit together.
+        NumericalError: For an edge that is not finite.
+
+    Examples:
+        >>> graph.n_pos, graph.n_layers, graph.token_texts[1:3]
+        (9, 4, ['the', 'capital'])
+        >>> graph.nodes.ids()[-1], graph.residual < 1e-5
+        ('5_101_8', True)
     """
 
     # By the edges that it has; groupings and stories as JSON values (`circuits.kept_grouping`, `Story.from_json`).
@@ -296,9 +317,15 @@ class Graph:
         return None if self.balance is None else float(self.balance.residual(self.edges).max())
 
     def require_balance(self, max_residual: float | None = None, remedy: str = "") -> None:
-        """Raise NumericalError, which names the worst row, if a row's residual is above what is promised for the model's
-        dtype (``PROMISED_RESIDUAL``), above `max_residual`, and above what the graph was allowed when it was traced. Graphs
-        without balance pass. remedy: what to do, in a sentence.
+        """Refuse a graph whose rows do not add up. Graphs without balance pass.
+
+        Args:
+            max_residual: The largest residual that is let through, if larger than what is promised.
+            remedy: What to do, in a sentence, for the message.
+
+        Raises:
+            NumericalError: If a row's residual is above what is promised for the model's dtype (``PROMISED_RESIDUAL``), above
+                `max_residual`, and above what the graph was allowed when it was traced. It names the worst row.
         """
         recorded = self.provenance.get("residual_allowed")
         allowed = [limit for limit in (max_residual, recorded) if isinstance(limit, int | float)]
@@ -321,8 +348,24 @@ class Graph:
         return f"Graph({self.input_string!r}: {counts}; targets: {shown}{more}; scan={self.scan!r}, {self.device})"
 
     def explain_edge(self, source: int | str, target: int | str, model: Any, *, paths: int = 10) -> EdgeExplanation:
-        """The attention heads that an edge runs through; see ``attention/edges.py``. source, target: numbers of nodes, or ids
-        such as "3_41_5". model: the `ReplacementModel` that the graph was traced with.
+        """The attention heads that an edge runs through; see ``attention/edges.py``.
+
+        Args:
+            source: Number of the node, or its id such as "3_41_5".
+            target: The same of the node that it goes into.
+            model: The `ReplacementModel` that the graph was traced with.
+            paths: How many whole paths of heads to list.
+
+        Returns:
+            The splits by first and last head, by number of heads, and the strongest paths.
+
+        Raises:
+            CircuitTracerError: As `circuit_tracer.attention.explain_edge`.
+
+        Examples:
+            >>> edge = graph.explain_edge("0_78_7", "5_101_8", model)
+            >>> edge.strongest(1)["through"][0].layer, edge.strongest(1)["through"][0].head
+            (1, 0)
         """
         from circuit_tracer.attention.edges import explain_edge
 
@@ -339,16 +382,42 @@ class Graph:
         *,
         pairs: bool = True,
     ) -> ScoreExplanation:
-        """Why a head looks from a position at another; see ``attention/scores.py``. model: the `ReplacementModel` that the
-        graph was traced with. ``graph.scores.append(found.kept())`` keeps what was found with the graph and its files.
+        """Why a head looks from a position at another; see ``attention/scores.py``.
+
+        ``graph.scores.append(found.kept())`` keeps what was found with the graph and its files.
+
+        Args:
+            model: The `ReplacementModel` that the graph was traced with.
+            layer: Of the head.
+            head: Its number.
+            query: Position that looks; negative ones count from the end.
+            key: Position that is looked at.
+            versus: Another key, or "rest"; None: the score alone.
+            pairs: Take pairs of sources apart too.
+
+        Returns:
+            The score with the marginals of query and key, and their pairs.
+
+        Raises:
+            CircuitTracerError: As `circuit_tracer.attention.explain_score`.
         """
         from circuit_tracer.attention.scores import explain_score
 
         return explain_score(self, model, layer, head, query, key, versus, pairs=pairs)
 
     def supernodes(self, model: Any = None, **options: Any) -> Grouping:
-        """Its nodes in groups that do one thing each; see ``circuits/grouping.py`` for the options. model: the
-        `ReplacementModel` that the graph was traced with, to measure what groups do.
+        """Its nodes in groups that do one thing each; see ``circuits/grouping.py`` for the options.
+
+        Args:
+            model: The `ReplacementModel` that the graph was traced with, to measure what groups do.
+            **options: Of `group_nodes`.
+
+        Returns:
+            The groups; not kept by the graph until `keep_grouping`.
+
+        Examples:
+            >>> len(graph.supernodes().supernodes) < graph.n_nodes
+            True
         """
         from circuit_tracer.circuits.grouping import group_nodes
 
@@ -357,7 +426,14 @@ class Graph:
     # Moving and saving
 
     def to(self, device: str | torch.device) -> Graph:
-        """Move all tensors, in place; returns the graph."""
+        """Move all tensors, in place.
+
+        Args:
+            device: Such as "cuda".
+
+        Returns:
+            The graph itself.
+        """
         self._take_edits()
         for name in ("input_tokens", "active_features", "selected_features", "activation_values"):
             setattr(self, name, getattr(self, name).to(device))
@@ -373,8 +449,24 @@ class Graph:
 
     @typed
     def save(self, path: str | Path) -> Path:
-        """Write the native file (safetensors with a JSON header); everything comes back on ``load``, but for the balance of
-        edges that were changed.
+        """Write the native file (safetensors with a JSON header).
+
+        Everything comes back on ``load``, but for the balance of edges that were changed.
+
+        Args:
+            path: The file, usually `.safetensors`.
+
+        Returns:
+            The path.
+
+        Raises:
+            ResourceError: If the disk is full.
+
+        Examples:
+            >>> from circuit_tracer import Graph
+            >>> path = graph.save("dallas.safetensors")
+            >>> Graph.load(path).n_nodes == graph.n_nodes
+            True
         """
         from circuit_tracer.graph.files.native import save_graph
 
@@ -386,8 +478,19 @@ class Graph:
     @classmethod
     @typed
     def load(cls, path: str | Path, max_residual: float | None = None) -> Graph:
-        """Read a native file. Raises FileFormatError for anything else, NumericalError for rows that do not add up
-        (`require_balance`).
+        """Read a native file.
+
+        Args:
+            path: The file.
+            max_residual: The largest residual of the sum rule that is let through, if larger than what is promised.
+
+        Returns:
+            The graph, on the CPU.
+
+        Raises:
+            InputError: If there is no such file.
+            FileFormatError: If it is foreign, damaged or incomplete.
+            NumericalError: For rows that do not add up (`require_balance`).
         """
         from circuit_tracer.graph.files.native import load_graph
 
@@ -395,7 +498,11 @@ class Graph:
 
     @typed
     def to_pt(self, path: str | Path) -> None:
-        """Write a ``.pt`` file that circuit-tracer 0.5 reads; see ``files/pt.py``."""
+        """Write a ``.pt`` file that circuit-tracer 0.5 reads; see ``files/pt.py``.
+
+        Args:
+            path: The file.
+        """
         from circuit_tracer.graph.files.pt import save_pt
 
         save_pt(self, path)
@@ -403,27 +510,63 @@ class Graph:
     @staticmethod
     @typed
     def from_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph:
-        """Read a ``.pt`` file of any version of circuit-tracer, without running any code in it."""
+        """Read a ``.pt`` file of any version of circuit-tracer, without running any code in it.
+
+        Args:
+            path: The file.
+            map_location: Where its tensors go.
+
+        Returns:
+            The graph.
+
+        Raises:
+            InputError: If there is no such file.
+            FileFormatError: If it is no such graph, or names anything but tensors and plain values.
+        """
         from circuit_tracer.graph.files.pt import load_pt
 
         return load_pt(path, map_location)
 
     def to_networkx(self) -> networkx.DiGraph:
-        """A networkx DiGraph; see ``files/networkx.py`` for its attributes."""
+        """A networkx DiGraph; see ``files/networkx.py`` for its attributes.
+
+        Returns:
+            Nodes by id with `kind`, `layer`, `position` and others; edges from source to target with `weight`.
+        """
         from circuit_tracer.graph.files.networkx import to_networkx
 
         return to_networkx(self)
 
     @typed
     def to_json(self, slug: str, output_path: str | Path, **options: Any) -> Path:
-        """Prune and write ``{slug}.json`` for the viewers; the options of ``create_graph_files``."""
+        """Prune and write ``{slug}.json`` for the viewers; the options of ``create_graph_files``.
+
+        Args:
+            slug: The name that viewers list the graph under.
+            output_path: A folder, made if needed.
+            **options: Those of `create_graph_files`.
+
+        Returns:
+            The path of `{slug}.json`.
+
+        Raises:
+            InputError: For anything that a viewer would not show, naming all of it.
+        """
         from circuit_tracer.graph.files.viewer_json import create_graph_files
 
         return create_graph_files(self, slug, output_path, **options)
 
     @typed
     def to_html(self, path: str | Path, **options: Any) -> Path:
-        """Write one page that shows the graph offline; the options of ``viewer.page.graph_page``."""
+        """Write one page that shows the graph offline; the options of ``viewer.page.graph_page``.
+
+        Args:
+            path: The file.
+            **options: Of `graph_page`.
+
+        Returns:
+            The path.
+        """
         from circuit_tracer.viewer.page import write_page
 
         return write_page(self, path, **options)
@@ -437,11 +580,24 @@ class Graph:
         view: View | None = None,
         **options: Any,
     ) -> Figure:
-        """A picture: of the grouped circuit, by default with groups made by themselves (`supernodes`); of what a view pins;
-        or, with style "graph", of the whole pruned graph. path: an .svg, .pdf or .png to write. Options are those of
-        ``circuits.pictures``: labels, theme ("light" or "dark"), thresholds and others.
+        """A picture: of the grouped circuit, of what a view pins, or of the whole pruned graph.
+
+        Groups are by default made by themselves (`supernodes`).
 
         Needs matplotlib (the extra `plot`).
+
+        Args:
+            path: An .svg, .pdf or .png to write; None: none.
+            style: "circuit" for groups, "graph" for all nodes.
+            view: What a person pinned, to be drawn instead of groups.
+            **options: Labels, theme ("light" or "dark"), thresholds and others of `circuit_figure` and `graph_figure`.
+
+        Returns:
+            The matplotlib figure.
+
+        Raises:
+            InputError: For a view or a grouping with style "graph".
+            CircuitTracerError: Without matplotlib.
         """
         from circuit_tracer.circuits.pictures import draw
 

@@ -31,9 +31,14 @@ def row_mass(edges: Edges, extra_mass: Tensor | None = None) -> Tensor:
 def node_influence(edges: Edges, blocks: Blocks, target_weights: Tensor, extra_mass: Tensor | None = None) -> Tensor:
     """(N,) float64 influence of each node, exact, in one pass: O(E) time, N numbers of memory beyond the edges.
 
-    blocks: an order from ``order.py``; that of a graph also serves any selection of its edges. target_weights: (N,),
-    w at the targets and 0 elsewhere; taken as |w|, so that signed targets count by their size. extra_mass: (N,) mass
-    of a row that is no edge (unselected features); it takes its share of what flows into the row.
+    Args:
+        edges: Of the graph.
+        blocks: An order from ``order.py``; that of a graph also serves any selection of its edges.
+        target_weights: (N,), w at the targets and 0 elsewhere; taken as |w|, so that signed targets count by their size.
+        extra_mass: (N,) mass of a row that is no edge (unselected features); it takes its share of what flows into the row.
+
+    Returns:
+        (N,) float64 influence, without the targets' own weight.
     """
     weights = target_weights.double().abs()
     scale = 1.0 / row_mass(edges, extra_mass)
@@ -51,13 +56,29 @@ def pass_down(edges: Edges, block: Tensor | range, flow: Tensor) -> Tensor:
 
 
 def edge_influence(edges: Edges, influence: Tensor, target_weights: Tensor) -> Tensor:
-    """(E,) float64 score of each edge t <- s: M[t,s] * (I_t + w_t)."""
+    """(E,) float64 score of each edge t <- s: M[t,s] * (I_t + w_t).
+
+    Args:
+        edges: Of the graph.
+        influence: (N,) of the nodes (`node_influence`).
+        target_weights: (N,) w at the targets, 0 elsewhere; taken as |w|.
+
+    Returns:
+        (E,) float64 scores, in the order of the edges.
+    """
     per_row = (influence + target_weights.double().abs()) / row_mass(edges)
     return per_row.repeat_interleave(edges.row_ptr.diff()) * edges.weight.abs()
 
 
 def normalize_matrix(matrix: Tensor) -> Tensor:
-    """|A| with rows scaled to sum 1 (rows of less than 1e-10 in all stay smaller). Dense (R, C)."""
+    """|A| with rows scaled to sum 1 (rows of less than 1e-10 in all stay smaller). Dense (R, C).
+
+    Args:
+        matrix: (R, C), row = target.
+
+    Returns:
+        (R, C), rows of sum 1.
+    """
     absolute = matrix.abs()
     return absolute / absolute.sum(dim=1, keepdim=True).clamp(min=MIN_MASS)
 
@@ -65,7 +86,22 @@ def normalize_matrix(matrix: Tensor) -> Tensor:
 def compute_influence(A: Tensor, logit_weights: Tensor, max_iter: int = 1000) -> Tensor:
     """Sum over k >= 1 of w A^k for a dense nilpotent A (N, N) and w (N,).
 
-    Raises NumericalError if the powers of A have not vanished after ``max_iter`` steps (the graph has a cycle).
+    Args:
+        A: (N, N), row = target, nilpotent.
+        logit_weights: (N,) weights of the targets, 0 elsewhere.
+        max_iter: Steps after which it is given up.
+
+    Returns:
+        (N,) sums.
+
+    Raises:
+        NumericalError: If the powers of A have not vanished after ``max_iter`` steps (the graph has a cycle).
+
+    Examples:
+        >>> from circuit_tracer.graph import compute_influence
+        >>> A = torch.tensor([[0.0, 0.0, 0.0], [0.5, 0.0, 0.0], [0.25, 0.75, 0.0]])
+        >>> compute_influence(A, torch.tensor([0.0, 0.0, 1.0])).tolist()
+        [0.625, 0.75, 0.0]
     """
     total = torch.zeros_like(logit_weights @ A)
     flow = logit_weights
@@ -78,12 +114,28 @@ def compute_influence(A: Tensor, logit_weights: Tensor, max_iter: int = 1000) ->
 
 
 def compute_node_influence(adjacency_matrix: Tensor, logit_weights: Tensor) -> Tensor:
-    """(N,) influence of each node of a dense adjacency matrix (N, N); logit_weights (N,), taken as |w|."""
+    """(N,) influence of each node of a dense adjacency matrix (N, N); logit_weights (N,), taken as |w|.
+
+    Args:
+        adjacency_matrix: (N, N), row = target.
+        logit_weights: (N,) weights of the targets, 0 elsewhere; taken as |w|.
+
+    Returns:
+        (N,) influence.
+    """
     return compute_influence(normalize_matrix(adjacency_matrix), logit_weights.abs())
 
 
 def compute_edge_influence(pruned_matrix: Tensor, logit_weights: Tensor) -> Tensor:
-    """(N, N) score of each edge of a dense matrix: M[t,s] * (I_t + w_t)."""
+    """(N, N) score of each edge of a dense matrix: M[t,s] * (I_t + w_t).
+
+    Args:
+        pruned_matrix: (N, N), row = target.
+        logit_weights: (N,) weights of the targets, 0 elsewhere; taken as |w|.
+
+    Returns:
+        (N, N) scores, row = target.
+    """
     normalized = normalize_matrix(pruned_matrix)
     weights = logit_weights.abs()
     return normalized * (compute_influence(normalized, weights) + weights)[:, None]
@@ -98,10 +150,19 @@ def compute_partial_influences(
 ) -> Tensor:
     """(C,) influence of the columns when only some rows are known.
 
-    edge_matrix: dense (R, C), rows in the order they were computed. logit_p: (K,) weights of the last K columns.
-    row_to_node_index: (R,) column of the node of each row. device: where to compute; default, that of
-    ``edge_matrix``. Raises InputError for unequal lengths, NumericalError if it does not end after ``max_iter``
-    steps.
+    Args:
+        edge_matrix: Dense (R, C), rows in the order they were computed.
+        logit_p: (K,) weights of the last K columns.
+        row_to_node_index: (R,) column of the node of each row.
+        max_iter: Steps after which it is given up.
+        device: Where to compute; default, that of ``edge_matrix``.
+
+    Returns:
+        (C,) influence.
+
+    Raises:
+        InputError: For unequal lengths.
+        NumericalError: If it does not end after ``max_iter`` steps.
     """
     if len(row_to_node_index) != len(edge_matrix):
         raise InputError(f"row_to_node_index has {len(row_to_node_index)} entries for {len(edge_matrix)} rows")

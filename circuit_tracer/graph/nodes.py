@@ -33,8 +33,9 @@ KIND_NAMES = {NodeKind.FEATURE: "feature", NodeKind.ERROR: "error", NodeKind.TOK
 
 @dataclass(frozen=True)
 class NodeLayout:
-    """How many nodes there are of each kind, hence where each kind starts. N = N_s + L*P + P + K; with `attention`, whose
-    errors are nodes too, N_s + 2*L*P + P + K.
+    """How many nodes there are of each kind, hence where each kind starts.
+
+    `N = N_s + L * P + P + K`; with `attention`, whose errors are nodes too, `N_s + 2 * L * P + P + K`.
     """
 
     n_features: int
@@ -80,9 +81,13 @@ class NodeLayout:
 class NodeTable:
     """N nodes, column by column.
 
-    kind: int64, see ``NodeKind``. layer: int64; -1 for tokens, which lie below layer 0, and the read layer for
-    targets (L for logits). position: int64. feature: int64; the index in its dictionary for features, -1 for errors, -2 for
-    those of attention, the token id for tokens and targets. activation: float (N,); 0 for all but features.
+    Attributes:
+        kind: int64, see ``NodeKind``.
+        layer: int64; -1 for tokens, which lie below layer 0, and the read layer for targets (L for logits).
+        position: int64.
+        feature: int64; the index in its dictionary for features, -1 for errors, -2 for those of attention, the token id for
+            tokens and targets.
+        activation: Float (N,); 0 for all but features.
     """
 
     layout: NodeLayout

@@ -19,8 +19,12 @@ from circuit_tracer.graph.shares import input_shares
 
 @dataclass(frozen=True)
 class Path:
-    """nodes: from source to target. weight: product along the path of the edges' shares of their target's |input|, with
-    the product of their signs; its size is the share of the target's influence that runs along this path.
+    """A path through the graph.
+
+    Attributes:
+        nodes: From source to target.
+        weight: Product along the path of the edges' shares of their target's |input|, with the product of their signs; its
+            size is the share of the target's influence that runs along this path.
     """
 
     nodes: tuple[int, ...]
@@ -32,8 +36,26 @@ def strongest_paths(graph: Graph, target: int, source: int | None = None, k: int
     """The ``k`` paths into ``target`` from ``source`` (or from any token if None) of largest |weight|, strongest first.
 
     Exact. A first pass finds the best continuation down from every node; with it, a best-first search from the target
-    completes paths in the order of their weight and touches only nodes that lie on them. O(E + k * length * degree).
-    Fewer paths come back if there are fewer. Raises InputError for nodes that do not exist or a ``k`` below 1.
+    completes paths in the order of their weight and touches only nodes that lie on them. O(E + k * length * degree). Fewer
+    paths come back if there are fewer.
+
+    Args:
+        graph: The attribution graph.
+        target: Number of the node that paths end in.
+        source: Number of the node that they begin at; None: any token.
+        k: How many.
+
+    Returns:
+        At most `k` paths, from source to target, with signed weights.
+
+    Raises:
+        InputError: For nodes that do not exist or a ``k`` below 1.
+
+    Examples:
+        >>> from circuit_tracer import strongest_paths
+        >>> first = strongest_paths(graph, target=graph.nodes.layout.target_start, k=3)[0]
+        >>> graph.nodes.ids()[first.nodes[-1]]
+        '5_101_8'
     """
     for name, node in (("target", target), ("source", source)):
         if node is not None and not 0 <= node < graph.n_nodes:

@@ -24,9 +24,12 @@ PrunePolicy = Literal["circuit-tracer", "paper"]
 class PruneResult:
     """What is left of a graph; unpacks like circuit-tracer's triple (node_mask, edge_mask, cumulative_scores).
 
-    node_mask: bool (N,). kept_edges: bool (E,) over ``edges``, the edges of the graph. cumulative_scores: (N,)
-    fraction of the influence held by the nodes down to each one's rank, over the unpruned graph; small is important.
-    influence: float64 (N,), unpruned.
+    Attributes:
+        node_mask: bool (N,).
+        kept_edges: bool (E,) over ``edges``, the edges of the graph.
+        cumulative_scores: (N,) fraction of the influence held by the nodes down to each one's rank, over the unpruned
+            graph; small is important.
+        influence: float64 (N,), unpruned.
     """
 
     node_mask: Tensor
@@ -66,13 +69,29 @@ def prune_graph(
 ) -> PruneResult:
     """Keep the nodes, then the edges among them, that hold a fraction of the influence.
 
-    policy "circuit-tracer": nodes at or above the influence at which the running sum reaches ``node_threshold``, ties
-    included; tokens and targets always stay, error nodes may go. "paper": the smallest set that reaches it; error
-    nodes always stay too. Edges are scored on the node-pruned graph, renormalised. Then, until nothing changes, nodes
-    that lost all outgoing edges and features that lost all incoming edges are dropped (except those that always
-    stay). A threshold of 1 keeps all that has any influence. O(E); no dense matrix.
+    Edges are scored on the node-pruned graph, renormalised. Then, until nothing changes, nodes that lost all outgoing edges and
+    features that lost all incoming edges are dropped (except those that always stay). A threshold of 1 keeps all that has any
+    influence. O(E); no dense matrix.
 
-    Raises InputError for a threshold outside 0..1 or an unknown policy.
+    Args:
+        graph: The graph.
+        node_threshold: Share of the influence that kept nodes hold, 0 to 1.
+        edge_threshold: Share of the influence that kept edges hold, 0 to 1, among these nodes.
+        policy: "circuit-tracer": nodes at or above the influence at which the running sum reaches ``node_threshold``, ties
+            included; tokens and targets always stay, error nodes may go. "paper": the smallest set that reaches it; error
+            nodes always stay too.
+
+    Returns:
+        Masks of the nodes (N,) and edges (E,) that are left, and the nodes' cumulative scores (N,).
+
+    Raises:
+        InputError: For a threshold outside 0..1 or an unknown policy.
+
+    Examples:
+        >>> from circuit_tracer import prune_graph
+        >>> pruned = prune_graph(graph, node_threshold=0.8, edge_threshold=0.98)
+        >>> int(pruned.node_mask.sum()) < graph.n_nodes
+        True
     """
     for name, threshold in (("node_threshold", node_threshold), ("edge_threshold", edge_threshold)):
         if not 0.0 <= threshold <= 1.0:

@@ -23,10 +23,11 @@ from circuit_tracer.graph.influence import node_influence, pass_down, row_mass
 class GraphScores:
     """Numbers between 0 (nothing) and 1 (everything explained); nan if nothing flows at all.
 
-    replacement: share of the influence that ends in tokens and not in errors. completeness: circuit-tracer's: share
-    of the input that is no error, averaged over all nodes by their influence; tokens and errors, which have no input,
-    count as fully explained. strict_completeness: the same over nodes that have inputs, as the paper reads; never
-    higher.
+    Attributes:
+        replacement: Share of the influence that ends in tokens and not in errors.
+        completeness: circuit-tracer's: share of the input that is no error, averaged over all nodes by their influence;
+            tokens and errors, which have no input, count as fully explained.
+        strict_completeness: The same over nodes that have inputs, as the paper reads; never higher.
     """
 
     replacement: float
@@ -38,8 +39,9 @@ class GraphScores:
 class PathLengths:
     """Lengths, in edges, of the paths from tokens to targets, weighted by influence.
 
-    share: (D,) float64, the share of paths of length 1, 2, ..., D; sums to 1. mean: their mean length; nan if no
-    path.
+    Attributes:
+        share: (D,) float64, the share of paths of length 1, 2, ..., D; sums to 1.
+        mean: Their mean length; nan if no path.
     """
 
     share: Tensor
@@ -53,7 +55,19 @@ class PathLengths:
 
 @typed
 def compute_graph_scores(graph: Graph) -> tuple[float, float]:
-    """(replacement, completeness) of the unpruned graph, as circuit-tracer computes them."""
+    """(replacement, completeness) of the unpruned graph, as circuit-tracer computes them.
+
+    Args:
+        graph: The attribution graph.
+
+    Returns:
+        (replacement, completeness), each 0 to 1.
+
+    Examples:
+        >>> from circuit_tracer import compute_graph_scores
+        >>> [round(score, 2) for score in compute_graph_scores(graph)]
+        [0.95, 0.98]
+    """
     scores = graph_scores(graph)
     return scores.replacement, scores.completeness
 
@@ -62,11 +76,26 @@ def compute_graph_scores(graph: Graph) -> tuple[float, float]:
 def graph_scores(graph: Graph, node_mask: Tensor | None = None, count_unselected: bool = False) -> GraphScores:
     """All scores of a graph, or of what a ``node_mask`` (N,) leaves of it.
 
-    Features outside the mask become part of the error node of their layer and position: their outgoing edges are
-    added to its edges, their rows are dropped; nothing else is removed. ``count_unselected``: count the mass of
-    active features that were not selected as error too, instead of leaving it out as circuit-tracer does. O(E).
+    Features outside the mask become part of the error node of their layer and position: their outgoing edges are added to
+    its edges, their rows are dropped; nothing else is removed. O(E).
 
-    Raises InputError for a mask of the wrong shape, or if unselected mass is asked for and the graph has no balance.
+    Args:
+        graph: The attribution graph.
+        node_mask: bool (N,), the nodes to keep; None: all.
+        count_unselected: Count the mass of active features that were not selected as error too, instead of leaving it out
+            as circuit-tracer does.
+
+    Returns:
+        Replacement, completeness and strict completeness, each 0 to 1, nan if nothing flows.
+
+    Raises:
+        InputError: For a mask of the wrong shape, or if unselected mass is asked for and the graph has no balance.
+
+    Examples:
+        >>> from circuit_tracer import graph_scores
+        >>> scores = graph_scores(graph)
+        >>> round(scores.replacement, 2), round(scores.completeness, 2)
+        (0.95, 0.98)
     """
     if count_unselected and graph.balance is None:
         raise InputError(
@@ -97,7 +126,19 @@ def fold_into_errors(graph: Graph, node_mask: Tensor) -> Edges:
 
 
 def path_lengths(graph: Graph) -> PathLengths:
-    """Distribution of the lengths of token-to-target paths: (w M^l)[tokens] for l = 1, 2, ... O(E) a length."""
+    """Distribution of the lengths of token-to-target paths: (w M^l)[tokens] for l = 1, 2, ... O(E) a length.
+
+    Args:
+        graph: The attribution graph.
+
+    Returns:
+        Shares of paths by length, and their mean.
+
+    Examples:
+        >>> from circuit_tracer.graph import path_lengths
+        >>> round(path_lengths(graph).mean, 1)
+        2.5
+    """
     edges, scale = graph.edges, 1.0 / row_mass(graph.edges)
     flow = graph.target_weights
     arriving = []

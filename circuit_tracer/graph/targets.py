@@ -50,11 +50,15 @@ def feature_label(layer: int, index: int) -> str:
 class TargetTable:
     """K targets, column by column. Rows are in the order of the graph's target nodes.
 
-    label: text shown to people. layer: the layer whose input the target reads; L for logits and directions after the
-    final norm. position: where it is read, the last one if there are several. weight: signed; influence uses its absolute
-    value, for plain logits the probability, not renormalised. token_id: vocabulary id, or a virtual id >= V. kind: see
-    ``TARGET_KINDS``. reads: the vectors of targets that are no tokens, so that a graph says by itself what it explains; None
-    where they are not known (graphs of circuit-tracer).
+    Attributes:
+        label: Text shown to people.
+        layer: The layer whose input the target reads; L for logits and directions after the final norm.
+        position: Where it is read, the last one if there are several.
+        weight: Signed; influence uses its absolute value, for plain logits the probability, not renormalised.
+        token_id: Vocabulary id, or a virtual id >= V.
+        kind: See ``TARGET_KINDS``.
+        reads: The vectors of targets that are no tokens, so that a graph says by itself what it explains; None where they
+            are not known (graphs of circuit-tracer).
     """
 
     label: list[str]

@@ -27,9 +27,14 @@ def feature_name(graph: Graph, layer: int, index: int) -> str:
     with the dictionary's name, and its number there: lorsa L3/7.
     """
     part = next(each for each in reversed(graph.parts) if index >= each.first)
-    if not is_of_neurons(graph) or part is not graph.parts[0]:
-        named = "" if len(graph.parts) == 1 else f"{part.name} "
-        return f"{named}L{layer}/{index - part.first}"
+    if is_of_neurons(graph) and part is graph.parts[0]:
+        return neuron_name(layer, index)
+    named = "" if len(graph.parts) == 1 else f"{part.name} "
+    return f"{named}L{layer}/{index - part.first}"
+
+
+def neuron_name(layer: int, index: int) -> str:
+    """Of the neuron whose side a feature is."""
     return f"L{layer} neuron {index // 2}{'-' if index % 2 else '+'}"
 
 

@@ -26,7 +26,23 @@ _OUR_JSON = ("tokens", "chat", "targets")  # columns of a CSV file that may hold
 def read_rows(path: str | Path) -> list[Row]:
     """The rows of a file, in its order, ids all different. A line that cannot be read is a row with a `problem`.
 
-    Raises InputError if there is no such file, it holds no rows, or two have one id; FileFormatError for what is no such file.
+    Args:
+        path: JSONL, CSV or parquet.
+
+    Returns:
+        The rows.
+
+    Raises:
+        InputError: If there is no such file, it holds no rows, or two have one id.
+        FileFormatError: For what is no such file.
+
+    Examples:
+        >>> from pathlib import Path
+        >>> from circuit_tracer.many import read_rows
+        >>> _ = Path("prompts.jsonl").write_text('{"prompt": "the capital of Texas is", "label": "capital"}\\n')
+        >>> row = read_rows("prompts.jsonl")[0]
+        >>> row.id, row.label
+        ('000001', 'capital')
     """
     place = _place(str(path))
     read = _KINDS.get(place.suffix)

@@ -32,9 +32,13 @@ LONGEST_NAME = 200  # bytes of a file's name without its ending; file systems ta
 class Row:
     """A prompt to trace.
 
-    id: its name, unique in a run. prompt: text, token ids, or the messages of a conversation. targets: what is explained
-    instead of the run's targets, as the option --target says it. label: what comparisons of groups go by. extra: the other
-    columns, JSON values. problem: why this row cannot be traced, if its line could not be read; else None.
+    Attributes:
+        id: Its name, unique in a run.
+        prompt: Text, token ids, or the messages of a conversation.
+        targets: What is explained instead of the run's targets, as the option --target says it.
+        label: What comparisons of groups go by.
+        extra: The other columns, JSON values.
+        problem: Why this row cannot be traced, if its line could not be read; else None.
     """
 
     id: str

@@ -39,7 +39,9 @@ class ValueRows(Enum):
 @dataclass(frozen=True)
 class LinearAttention:
     """Names below a layer of a gated delta net (models/delta_net.py), or of a gated convolution (models/short_conv.py).
-    streams: how its projections lie in memory, and with that what it is.
+
+    Attributes:
+        streams: How its projections lie in memory, and with that what it is.
     """
 
     module: str
@@ -49,12 +51,15 @@ class LinearAttention:
 
 @dataclass(frozen=True)
 class Architecture:
-    """Names of the parts of one architecture. Paths of `layers`, `final_norm` and `position_embedding` start at
-    the causal-LM module; all others start at a layer. A norm that does not exist is None. Of several paths the first that
-    a layer has counts.
+    """Names of the parts of one architecture. Paths of `layers`, `final_norm` and `position_embedding` start at the causal-LM
+    module; all others start at a layer. A norm that does not exist is None. Of several paths the first that a layer has
+    counts.
 
     Fields that end in `_key` name an attribute of the configuration, so that variants of a family differ by what their
-    config.json says. `required`: attributes, the value that each must have, and what another one means.
+    config.json says.
+
+    Attributes:
+        required: Attributes, the value that each must have, and what another one means.
     """
 
     model_type: str

@@ -315,9 +315,14 @@ ARCHITECTURES: dict[str, Architecture] = {
 def register_architecture(row: Architecture) -> None:
     """Add an architecture to the table, for this process: models of `row.model_type` can then be loaded.
 
-    The row is verified numerically whenever such a model is loaded. Fields that are not given are those of Llama; for a model
-    whose classes are not transformers' own, `package` says where they are defined. Raises InputError for a model_type that
-    the table has already, or what is no `Architecture`.
+    The row is verified numerically whenever such a model is loaded. Fields that are not given are those of Llama; for a
+    model whose classes are not transformers' own, `package` says where they are defined.
+
+    Args:
+        row: The names of its parts.
+
+    Raises:
+        InputError: For a model_type that the table has already, or what is no `Architecture`.
     """
     if not isinstance(row, Architecture):
         raise InputError(f"register_architecture takes an Architecture, got {type(row).__name__}")

@@ -64,7 +64,12 @@ class Stop(Exception):
 
 
 class Output(NamedTuple):
-    """final: the final norm's output (B, P, D) in the compute dtype. past: the key-value cache, if it was asked for."""
+    """What a run gives.
+
+    Attributes:
+        final: The final norm's output (B, P, D) in the compute dtype.
+        past: The key-value cache, if it was asked for.
+    """
 
     final: Tensor
     past: Any
@@ -73,15 +78,23 @@ class Output(NamedTuple):
 class ModelRun:
     """How to run a model; making one touches nothing.
 
-    visits: by site, for all layers, or by (site, layer). norms: how norms are computed; None leaves them to the model, whose
-    own code rounds them to float32 or less. tape: what attention records or replays. own_attention: False runs whatever
-    attention implementation the model is set to, unless a place within attention is visited. attends: by layer, what is told
-    all that its attention module is called with. Norms of queries and keys compute in the compute dtype where `norms` rules
-    the others, and always react.
+    Norms of queries and keys compute in the compute dtype where `norms` rules the others, and always react.
 
     Activations are handed over as the model computes them, (B, P, ...) in its dtype; those behind a norm that `norms` rules
-    are in the compute dtype. Raises CompatibilityError for a site that the architecture has not, InputError for a name or a
-    layer that does not exist.
+    are in the compute dtype.
+
+    Args:
+        parts: The model's parts (`model.parts`).
+        visits: By site, for all layers, or by (site, layer).
+        norms: How norms are computed; None leaves them to the model, whose own code rounds them to float32 or less.
+        tape: What attention records or replays.
+        own_attention: False runs whatever attention implementation the model is set to, unless a place within attention is
+            visited.
+        attends: By layer, what is told all that its attention module is called with.
+
+    Raises:
+        CompatibilityError: For a site that the architecture has not.
+        InputError: For a name or a layer that does not exist.
     """
 
     def __init__(
@@ -223,6 +236,22 @@ def read(
 ) -> dict[Place, Tensor]:
     """Activations (B, P, ...) at places of a pass over ids (B, P) or (P,), as the model computed them, not copied; the model
     stops behind the last one.
+
+    Args:
+        parts: Of the model (`model.parts`).
+        ids: (B, P) or (P,).
+        places: (site, layer) each.
+        norms: How norms are computed; None: as the model does.
+        own_attention: False: whatever attention implementation the model is set to.
+
+    Returns:
+        Activations by place.
+
+    Examples:
+        >>> from circuit_tracer.models.run import read
+        >>> seen = read(model.parts, model.ensure_tokenized(PROMPT), [("attn.hook_pattern", 3)])
+        >>> seen["attn.hook_pattern", 3].shape
+        torch.Size([1, 2, 9, 9])
     """
     found: dict[Place, Tensor] = {}
     wanted = set(places)

@@ -30,11 +30,14 @@ class Side(Enum):
 
 @dataclass(frozen=True)
 class Site:
-    """A place that every layer has. modules: names in `LayerParts`, or paths below a layer; the first that is there counts.
+    """A place that every layer has.
 
-    norm: the norm between the residual stream and this place, if any. dictionary: whether transcoders may read or write here.
-    autoencoders: whether they may stand here, which read and write at one place.
-    refusal: what is said of an architecture without any of the modules, after its name.
+    Attributes:
+        modules: Names in `LayerParts`, or paths below a layer; the first that is there counts.
+        norm: The norm between the residual stream and this place, if any.
+        dictionary: Whether transcoders may read or write here.
+        autoencoders: Whether they may stand here, which read and write at one place.
+        refusal: What is said of an architecture without any of the modules, after its name.
     """
 
     name: str
@@ -110,7 +113,22 @@ AUTOENCODED = tuple(site.name for site in SITES.values() if site.autoencoders)
 
 
 def site_named(name: str) -> Site:
-    """A row of the table, by its name or the short form of it (`resid_pre`, `attn.z`). Raises InputError."""
+    """A row of the table, by its name or the short form of it (`resid_pre`, `attn.z`).
+
+    Args:
+        name: Its name, or the short form of it.
+
+    Returns:
+        The row of the table.
+
+    Raises:
+        InputError: For a name that no row has.
+
+    Examples:
+        >>> from circuit_tracer.models.sites import site_named
+        >>> site_named("resid_pre").what
+        'residual stream that enters a layer'
+    """
     if not isinstance(name, str):
         raise InputError(f"site is {shortened(name)}; known are {', '.join(SITES)}")
     first, _, last = name.rpartition(".")

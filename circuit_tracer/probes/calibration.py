@@ -28,8 +28,13 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Calibration:
-    """A threshold set on so many negatives. wished: the rate of false alarms; rate: the one expected, which is higher if the
-    negatives are too few for that wished; low, high: where the true one lies.
+    """A threshold set on so many negatives.
+
+    Attributes:
+        wished: The rate of false alarms.
+        rate: The one expected, which is higher if the negatives are too few for that wished.
+        low: Where the true one lies.
+        high: Where the true one lies.
     """
 
     threshold: float
@@ -51,7 +56,18 @@ class Calibration:
 
 
 def calibrate(scores: Sequence[float], rate: float) -> Calibration:
-    """Of the scores of negative texts. Raises InputError."""
+    """Of the scores of negative texts.
+
+    Args:
+        scores: Of negative texts.
+        rate: Of false alarms that is wished, 0 to 1.
+
+    Returns:
+        The threshold, the rate that it stands for, and where the true one lies.
+
+    Raises:
+        InputError: For a rate outside 0..1, or no scores.
+    """
     if not 0 < rate < 1:
         raise InputError(f"the wished rate of false alarms is {rate}; expected a share between 0 and 1, such as 0.01")
     if not scores:
@@ -62,7 +78,19 @@ def calibrate(scores: Sequence[float], rate: float) -> Calibration:
 
 
 def calibrated(monitor: Monitor, negatives: Iterable[Incoming | str], rate: float) -> list[tuple[Probe, Calibration]]:
-    """The monitor's probes with thresholds set on a stream of texts. Raises InputError for a text that cannot be read."""
+    """The monitor's probes with thresholds set on a stream of texts.
+
+    Args:
+        monitor: With the probes.
+        negatives: Texts without what the probes look for.
+        rate: Of false alarms that is wished, 0 to 1.
+
+    Returns:
+        The probes with their thresholds, and what each stands for.
+
+    Raises:
+        InputError: For a text that cannot be read.
+    """
     scores: dict[str, list[float]] = {probe.name: [] for probe in monitor.probes}
     for verdict in monitor.watch(negatives):
         if verdict.problem is not None:

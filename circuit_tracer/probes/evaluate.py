@@ -45,9 +45,12 @@ class Share(NamedTuple):
 
 @dataclass(frozen=True)
 class AtRate:
-    """What is found at a rate of false positives, with thresholds set on negatives of other groups. measured: whether there are
-    enough of these, 1 / rate - 1; if not, the shares are nan. recall: of positive rows. false: of negative rows that nothing
-    is learned from or set on, which should be about the rate.
+    """What is found at a rate of false positives, with thresholds set on negatives of other groups.
+
+    Attributes:
+        measured: Whether there are enough of these, 1 / rate - 1; if not, the shares are nan.
+        recall: Of positive rows.
+        false: Of negative rows that nothing is learned from or set on, which should be about the rate.
     """
 
     rate: float
@@ -59,9 +62,14 @@ class AtRate:
 
 @dataclass(frozen=True)
 class Scores:
-    """Of one kind of columns. at: by rate. texts: the same of whole texts, where rows are tokens, by their highest.
-    f1: of tokens, f1_spans: of spans, at thresholds that are best on the rows of another fold; None without spans.
-    seconds: a token, of scoring alone.
+    """Of one kind of columns.
+
+    Attributes:
+        at: By rate.
+        texts: The same of whole texts, where rows are tokens, by their highest.
+        f1: Of tokens, at thresholds that are best on the rows of another fold; None without spans.
+        f1_spans: The same of spans.
+        seconds: A token, of scoring alone.
     """
 
     name: str

@@ -33,8 +33,15 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Example:
-    """text or messages: one of them. label: whether it is what the probe is to find; None: nobody says. spans: characters of
-    the text, ascending, apart; None: nobody says where. group: None: its own. where: for messages, `file, line 3`.
+    """A text or a conversation, with what is known of it.
+
+    Attributes:
+        text: This or `messages`.
+        messages: This or `text`.
+        label: Whether it is what the probe is to find; None: nobody says.
+        spans: Characters of the text, ascending, apart; None: nobody says where.
+        group: None: its own.
+        where: For messages, `file, line 3`.
     """
 
     text: str | None = None
@@ -48,9 +55,17 @@ class Example:
 def read_examples(path: str | Path, positive: str | None = None, *, labelled: bool = True) -> list[Example]:
     """The examples of a JSONL file (packed too), the files of a folder, or those at an address, in order.
 
-    positive: the label that the probe is to find; None: the true one of true and false, yes and no, 1 and 0. labelled: refuse
-    examples without label and spans. Raises FileFormatError for a line that cannot be read, InputError for one that says
-    something else, both naming it.
+    Args:
+        path: A JSONL file, a folder, or an address.
+        positive: The label that the probe is to find; None: the true one of true and false, yes and no, 1 and 0.
+        labelled: Refuse examples without label and spans.
+
+    Returns:
+        The examples, in order.
+
+    Raises:
+        FileFormatError: For a line that cannot be read.
+        InputError: For one that says something else, both naming it.
     """
     found = [
         _example(record, where)
@@ -168,8 +183,14 @@ def _resolved(example: Example, label: str | None, positive: frozenset[str]) -> 
 
 
 def require_fit(examples: Iterable[Example]) -> None:
-    """Refuse what no split can hold apart, or no probe can learn: a text twice in different groups (its own group where none is
-    named) or with different labels; spans for some positive examples only. Raises InputError.
+    """Refuse what no split can hold apart, or no probe can learn: a text twice in different groups (its own group where none
+    is named) or with different labels; spans for some positive examples only.
+
+    Args:
+        examples: The examples.
+
+    Raises:
+        InputError: For any of these.
     """
     seen: dict[str, Example] = {}
     for example in examples:

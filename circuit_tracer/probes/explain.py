@@ -52,13 +52,28 @@ def explain(
     seed: int = 0,
     **options: Any,
 ) -> Explanation:
-    """Trace what the probe reads of a text. position: of the token; None: where the score is highest, or where it reads.
+    """Trace what the probe reads of a text.
 
-    top: features and tokens that are named; the features are taken out of the model one by one and together (`validate`).
-    labels: of features, kept in the graph. options: of `attribute`.
+    Args:
+        model: The replacement model.
+        probe: The probe.
+        text: The text, or an example.
+        position: Of the token; None: where the score is highest, or where it reads.
+        top: Features and tokens that are named; the features are taken out of the model one by one and together
+            (`validate`).
+        validate: Take the named features out of the model.
+        max_feature_nodes: Features that get a row of their own.
+        labels: Of features, kept in the graph.
+        seed: Of random groups.
+        **options: Of `attribute`.
 
-    Raises CompatibilityError for a probe of another model or dictionary, InputError for a position of a probe that reads the
-    whole text, features of which none is active, or that are no linear reading of the stream.
+    Returns:
+        What the score is made of, who carried it, and the graph.
+
+    Raises:
+        CompatibilityError: For a probe of another model or dictionary.
+        InputError: For a position of a probe that reads the whole text, features of which none is active, or that are no
+            linear reading of the stream.
     """
     if top < 1:
         raise InputError(f"top is {top}; name at least 1")
@@ -96,8 +111,19 @@ def explain(
 
 
 def probe_target(probe: Probe, model: Traceable, found: Activations, position: int | None) -> DirectionSum:
-    """The score as a target: its row, with its constants, sums to the score. position: of the token; None: what the probe's
-    pool reads of the text as a whole. Raises InputError where nothing is read.
+    """The score as a target: its row, with its constants, sums to the score.
+
+    Args:
+        probe: The probe.
+        model: The replacement model.
+        found: Of `activations`.
+        position: Of the token; None: what the probe's pool reads of the text as a whole.
+
+    Returns:
+        A target for `attribute(..., attribution_targets=[...])`.
+
+    Raises:
+        InputError: Where nothing is read.
     """
     share_PD = _shares(probe, found, position)
     weight_D, d_stream = probe.weight.to(share_PD), probe.d_stream

@@ -16,8 +16,11 @@ WIDTH = 58
 
 @dataclass(frozen=True)
 class Carrier:
-    """A node of the graph. direct: its edge to the probe, in units of the score. influence: the share of all that reaches the
-    probe that comes through it, or from it, by whatever paths.
+    """A node of the graph.
+
+    Attributes:
+        direct: Its edge to the probe, in units of the score.
+        influence: The share of all that reaches the probe that comes through it, or from it, by whatever paths.
     """
 
     node: str
@@ -28,10 +31,17 @@ class Carrier:
 
 @dataclass(frozen=True)
 class Explanation:
-    """position: of the token whose score it is; None: of the text as a whole. direct: what the score is made of by kind of
-    source, which sum to it; "constants" has the probe's bias, "unselected" what features without a row of their own give.
-    residual: the largest of any row of the graph. errors: share of the influence that ends in error nodes. features, tokens:
-    those with the most influence. tests: the features taken out, each by itself and together; none if not asked for.
+    """Why a probe says what it says of a text.
+
+    Attributes:
+        position: Of the token whose score it is; None: of the text as a whole.
+        direct: What the score is made of by kind of source, which sum to it; "constants" has the probe's bias, "unselected"
+            what features without a row of their own give.
+        residual: The largest of any row of the graph.
+        errors: Share of the influence that ends in error nodes.
+        features: Those with the most influence.
+        tokens: Those with the most influence.
+        tests: The features taken out, each by itself and together; none if not asked for.
     """
 
     probe: Probe

@@ -37,8 +37,12 @@ FEWEST_FOLDS = 3  # one to learn from, one to set thresholds on, one to test on
 
 @dataclass(frozen=True)
 class Fit:
-    """probe: learned from all folds but one, which set its threshold. scores: of every kind of columns, the probe's own first;
-    each is learned, set and tested on three parts in turn. notes: what a reader should know.
+    """A probe, and what it reaches beside its baselines.
+
+    Attributes:
+        probe: Learned from all folds but one, which set its threshold.
+        scores: Of every kind of columns, the probe's own first; each is learned, set and tested on three parts in turn.
+        notes: What a reader should know.
     """
 
     probe: Probe
@@ -77,13 +81,30 @@ def fit(
 ) -> Fit:
     """A probe on a site of a layer, on features, or both, with what it reaches on groups that it has not seen.
 
-    model: as `Subject.of` takes it. columns: what the probe reads; the others are measured beside it. feature_layers: whose
-    features are read; None: the layer's own, if the dictionary has it. rate: of false positives, at which it fires.
-    negatives: more examples without what is looked for, on which thresholds are set and nothing is learned. draws: of the
-    bootstrap over groups.
+    Args:
+        model: As `Subject.of` takes it.
+        examples: With labels or spans.
+        layer: That is read.
+        site: Place of the layer that is read (`models/sites.py`).
+        columns: What the probe reads; the others are measured beside it.
+        feature_layers: Whose features are read; None: the layer's own, if the dictionary has it.
+        pool: What is read of a text: each "token", its "last", their "mean" or "max".
+        method: How weights are learned.
+        rate: Of false positives, at which it fires.
+        negatives: More examples without what is looked for, on which thresholds are set and nothing is learned.
+        folds: Parts of the cross-validation, whole groups in one.
+        draws: Of the bootstrap over groups.
+        seed: Of folds and draws.
+        name: Of the probe.
+        progress: Called with (stage, done, total).
 
-    Raises InputError for examples of one class, fewer groups of either than folds, a text on both sides, or without
-    scikit-learn; CompatibilityError for a place or a dictionary that there is not.
+    Returns:
+        The probe and what it reaches.
+
+    Raises:
+        InputError: For examples of one class, fewer groups of either than folds, a text on both sides, or without
+            scikit-learn.
+        CompatibilityError: For a place or a dictionary that there is not.
     """
     _check(folds, draws, rate, seed)
     subject = Subject.of(model)

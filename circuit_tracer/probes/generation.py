@@ -28,11 +28,19 @@ from circuit_tracer.probes.scoring import Scorer
 
 
 class GenerationWatch:
-    """A `Watcher` of `interventions.steer`. steer_when: names of probes; interventions hold from the first token that is read
-    after one of them has fired. None: they hold throughout.
+    """A `Watcher` of `interventions.steer`.
 
-    scores: (P, K) so far; nan where nothing is read (the special token in front). fired: by probe, the first position. since:
-    where interventions began to hold; None: they have not. Raises InputError for a name that no probe has.
+    scores: (P, K) so far; nan where nothing is read (the special token in front). fired: by probe, the first position.
+    since: where interventions began to hold; None: they have not.
+
+    Args:
+        model: The replacement model.
+        probes: The probes.
+        steer_when: Names of probes; interventions hold from the first token that is read after one of them has fired. None:
+            they hold throughout.
+
+    Raises:
+        InputError: For a name that no probe has.
     """
 
     def __init__(self, model: Traceable, probes: Sequence[Probe], steer_when: Sequence[str] | None = None) -> None:

@@ -37,7 +37,17 @@ class Incoming:
 
 
 def read_folder(folder: str | Path) -> Iterator[Incoming]:
-    """The .txt files below a folder, in the order of their paths, which are their ids. Raises InputError if there is none."""
+    """The .txt files below a folder, in the order of their paths, which are their ids.
+
+    Args:
+        folder: Of .txt files.
+
+    Returns:
+        A text each.
+
+    Raises:
+        InputError: If there is none.
+    """
     root = Path(folder)
     paths = sorted(path for path in root.rglob(f"*{TEXT_SUFFIX}") if path.is_file())
     if not paths:
@@ -59,8 +69,15 @@ def read_folder(folder: str | Path) -> Iterator[Incoming]:
 def read_lines(file: IO[bytes], plain: bool = False, field: str = "text", skip: int = 0) -> Iterator[Incoming]:
     """Lines of a file that is open, or of a pipe: JSON objects, or with `plain` each a text. Empty ones are left out.
 
-    field: of an object, that holds the text; `messages` in its place is a conversation. An object's `id` is its own, else it is
-    the line's number, from 1. skip: so many lines are passed over unread, which goes on where an earlier call ended.
+    Args:
+        file: Open for reading, in binary.
+        plain: Each line is a text.
+        field: Of an object, that holds the text; `messages` in its place is a conversation. An object's `id` is its own,
+            else it is the line's number, from 1.
+        skip: So many lines are passed over unread, which goes on where an earlier call ended.
+
+    Returns:
+        A text each.
     """
     for number, line in enumerate(_lines(file), start=1):
         if number <= skip:

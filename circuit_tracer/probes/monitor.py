@@ -42,8 +42,13 @@ _WATCH = re.compile(r"(\d{1,9})/(\d{1,9})(?:>(.+))?")
 
 @dataclass(frozen=True)
 class Watching:
-    """ahead: texts that are read before the first is answered; 1 answers each at once. batch_tokens: read side by side, filling
-    included. window: most tokens of a pass; None: the model's context. features: named for each flag; 0: none.
+    """How a stream is read.
+
+    Attributes:
+        ahead: Texts that are read before the first is answered; 1 answers each at once.
+        batch_tokens: Read side by side, filling included.
+        window: Most tokens of a pass; None: the model's context.
+        features: Named for each flag; 0: none.
     """
 
     ahead: int = 256
@@ -61,7 +66,11 @@ class Watching:
 
 @dataclass(frozen=True)
 class Flag:
-    """Where a probe fired: characters start ... end - 1, which begin with `text`; position: of the highest token."""
+    """Where a probe fired: characters start ... end - 1, which begin with `text`.
+
+    Attributes:
+        position: Of the highest token.
+    """
 
     probe: str
     start: int
@@ -74,7 +83,12 @@ class Flag:
 
 @dataclass(frozen=True)
 class Verdict:
-    """What is said of one text, or the problem with it. scores: by probe, of the whole text. tokens: how many were read."""
+    """What is said of one text, or the problem with it.
+
+    Attributes:
+        scores: By probe, of the whole text.
+        tokens: How many were read.
+    """
 
     id: str
     scores: Mapping[str, float] = field(default_factory=dict)
@@ -108,8 +122,17 @@ class Verdict:
 
 
 def feature_watch(text: str) -> Probe:
-    """LAYER/FEATURE>THRESHOLD as a probe that fires where the feature's activation is above it (default 0: where it is active).
-    Raises InputError.
+    """LAYER/FEATURE>THRESHOLD as a probe that fires where the feature's activation is above it (default 0: where it is
+    active).
+
+    Args:
+        text: LAYER/FEATURE>THRESHOLD.
+
+    Returns:
+        The probe.
+
+    Raises:
+        InputError: For text that is none.
     """
     match = _WATCH.fullmatch(text.replace(" ", ""))
     try:
@@ -123,7 +146,17 @@ def feature_watch(text: str) -> Probe:
 
 
 def named_probes(names: Iterable[str | Path]) -> list[Probe]:
-    """Of probe files, folders of them, and features with a threshold (`feature_watch`), in order. Raises InputError."""
+    """Of probe files, folders of them, and features with a threshold (`feature_watch`), in order.
+
+    Args:
+        names: Files, folders, or features.
+
+    Returns:
+        The probes, in order.
+
+    Raises:
+        InputError: For a name that is none of these.
+    """
     found: list[Probe] = []
     for name in names:
         path = Path(name)
@@ -139,7 +172,16 @@ def named_probes(names: Iterable[str | Path]) -> list[Probe]:
 
 
 class Monitor:
-    """Probes that watch a stream of texts. model: as `Subject.of` takes it. Raises CompatibilityError for another's probes."""
+    """Probes that watch a stream of texts.
+
+    Args:
+        model: As `Subject.of` takes it.
+        probes: The probes.
+        watching: How the stream is read; None: `Watching()`.
+
+    Raises:
+        CompatibilityError: For another's probes.
+    """
 
     def __init__(self, model: Any, probes: Sequence[Probe], watching: Watching | None = None) -> None:
         self.subject, self.watching = Subject.of(model), watching or Watching()

@@ -42,12 +42,17 @@ FORMAT = "circuit-tracer probe 1"
 class Probe:
     """score = <weight, what is read> + bias; it fires where the score is above the threshold.
 
-    site, layer: the place of the stream that is read (models/sites.py); site "features" and layer None: features alone.
-    features: (layer, feature) of the dictionary, whose activations stand behind the stream's numbers. weight: (D,) float32.
-    pool: what is read of a text: every "token" by itself; the numbers of its "last" token; their "mean", or the largest of each
-    ("max"), over its tokens. card: JSON values; data, metrics, and the fingerprints of model and dictionary.
+    Attributes:
+        site: The place of the stream that is read (models/sites.py); "features": features alone.
+        layer: The layer that is read; None: features alone.
+        weight: (D,) float32.
+        pool: What is read of a text: every "token" by itself; the numbers of its "last" token; their "mean", or the largest
+            of each ("max"), over its tokens.
+        features: (layer, feature) of the dictionary, whose activations stand behind the stream's numbers.
+        card: JSON values; data, metrics, and the fingerprints of model and dictionary.
 
-    Raises InputError for parts that do not fit together.
+    Raises:
+        InputError: For parts that do not fit together.
     """
 
     name: str

@@ -59,8 +59,13 @@ class Subject:
 
 @dataclass(frozen=True)
 class Tokens:
-    """A text as the model reads it. ids: (P,). start, stop: (P,) the characters of each token, white space around it left out;
-    equal for tokens that are no characters of the text. counted: (P,) bool, tokens that are read.
+    """A text as the model reads it.
+
+    Attributes:
+        ids: (P,).
+        start: (P,) the first character of each token, white space around it left out.
+        stop: (P,) the one behind its last; equal to `start` for tokens that are no characters of the text.
+        counted: (P,) bool, tokens that are read.
     """
 
     text: str
@@ -91,8 +96,12 @@ class Reads(NamedTuple):
 
 @dataclass(frozen=True)
 class Activations:
-    """Of one text. stream: (P, D), or None. By layer, features: (position, index, value) of what counted tokens activate, and
-    inputs: (P, D) what the dictionary reads.
+    """Of one text.
+
+    Attributes:
+        stream: (P, D), or None.
+        features: By layer, (position, index, value) of what counted tokens activate.
+        inputs: By layer, (P, D) what the dictionary reads.
     """
 
     tokens: Tokens
@@ -155,7 +164,23 @@ def _characters(text: str, tokenizer: Any, n_tokens: int) -> tuple[np.ndarray, n
 def activations(
     model: Any, examples: Sequence[Example | str], site: str, layer: int, **of_model: Any
 ) -> list[Activations]:
-    """The stream at a site and layer on every token of every example, in their order; of_model: as `Subject.of` takes them."""
+    """The stream at a site and layer on every token of every example, in their order.
+
+    Args:
+        model: As `Subject.of` takes it.
+        examples: Texts.
+        site: The place (`models/sites.py`).
+        layer: The layer.
+        **of_model: As `Subject.of` takes them.
+
+    Returns:
+        The activations, a text each.
+
+    Examples:
+        >>> from circuit_tracer.probes.reading import activations
+        >>> activations(model, ["Dallas is in Texas"], "hook_resid_post", 3)[0].stream.shape
+        torch.Size([5, 128])
+    """
     subject = Subject.of(model, **of_model)
     texts = [tokens_of(example, subject) for example in examples]
     found = dict(read_texts(subject, texts, Reads((site, layer))))
@@ -259,8 +284,12 @@ def pooled(values_PD: Tensor, counted: np.ndarray, pool: str) -> Tensor:
 
 
 class Scored(NamedTuple):
-    """Of one text. score: of the whole; of a probe that reads every token, the highest. tokens: (P,) of each by itself, nan
-    where none is read; of a probe that reads a text as a whole, what it says of each token alone.
+    """Of one text.
+
+    Attributes:
+        score: Of the whole; of a probe that reads every token, the highest.
+        tokens: (P,) of each by itself, nan where none is read; of a probe that reads a text as a whole, what it says of
+            each token alone.
     """
 
     text: Tokens

@@ -26,8 +26,15 @@ from circuit_tracer.progress import Progress, silent
 
 @dataclass(frozen=True)
 class Report:
-    """Of labelled texts, at the probe's own threshold. rows: "tokens" or "texts". auc: nan for one class alone.
-    recall: of positive rows; false: of the others. f1, f1_spans: None without spans.
+    """Of labelled texts, at the probe's own threshold.
+
+    Attributes:
+        rows: "tokens" or "texts".
+        auc: nan for one class alone.
+        recall: Of positive rows.
+        false: Of the others.
+        f1: None without spans.
+        f1_spans: None without spans.
     """
 
     rows: str
@@ -64,7 +71,12 @@ class Report:
 
 @dataclass(frozen=True)
 class Scoring:
-    """texts: in the order of the examples. report: None unless all of them have labels."""
+    """What a probe says of texts.
+
+    Attributes:
+        texts: In the order of the examples.
+        report: None unless all of them have labels.
+    """
 
     probe: Probe
     texts: list[Scored]
@@ -85,9 +97,22 @@ def score(
     seed: int = 0,
     progress: Progress = silent,
 ) -> Scoring:
-    """Scores of every text, and a report if they have labels. model: as `Subject.of` takes it.
+    """Scores of every text, and a report if they have labels.
 
-    Raises CompatibilityError for a probe of another model or dictionary, InputError for texts that cannot be read.
+    Args:
+        model: As `Subject.of` takes it.
+        probe: The probe.
+        examples: Texts, with labels or without.
+        draws: Of the bootstrap over groups.
+        seed: Of the bootstrap.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        The scores, and a report if there are labels.
+
+    Raises:
+        CompatibilityError: For a probe of another model or dictionary.
+        InputError: For texts that cannot be read.
     """
     require_seed(seed)
     if draws < 1:

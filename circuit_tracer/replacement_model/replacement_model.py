@@ -45,6 +45,14 @@ class ReplacementModel(ModelMembers):
     The signatures are circuit-tracer's. There is one way of reading a model here, transformers with our own hooks, whatever
     `backend` says; of what circuit-tracer's backends do, it decides what `feature_intervention_generate` does when it is told
     nothing: see there. members.py has what scripts ask of the model itself.
+
+    Examples:
+        >>> from circuit_tracer import ReplacementModel
+        >>> from circuit_tracer.demo import MODEL, PROMPT, TRANSCODER
+        >>> model = ReplacementModel.from_pretrained(MODEL, TRANSCODER)
+        >>> logits, activations = model.get_activations(PROMPT)
+        >>> logits.shape, activations.shape
+        (torch.Size([1, 9, 1099]), torch.Size([4, 9, 448]))
     """
 
     def __init__(
@@ -85,18 +93,40 @@ class ReplacementModel(ModelMembers):
     ) -> ReplacementModel:
         """Load model and transcoders: Hugging Face ids, folders (of peft adapters too), or a GGUF file for the model.
 
-        transcoder_set: "neurons" for the model's own MLP neurons, which need no files (a folder of that name is ./neurons).
-        Autoencoders are taken too, for all but traces.
-
         Lazy weights stay on disk; only rows of active features are read. The hooks are where the transcoders read and write,
         where their files do not say; ``select`` and ``input_shift`` as in `load_dictionary`.
 
-        attention: autoencoders of attention outputs, or Lorsa, whose features and errors are nodes too (`load_attention`).
-        adapter: transcoders of what the others leave, such as a fine-tuned model's difference, stacked on them (`Stacked`).
-        elsewhere: "neurons" for the model's own in layers that have no transcoders; None: what is there is left over, an error.
-        revision: branch, tag or commit of the model (`org/name@revision` names it too). hf_model: a transformers model that is
-        loaded already, used as it is, where it is. tokenizer: one that is loaded already, or where it is. `torch_dtype` and a
-        `device_map` of one device are understood; other keyword arguments go to transformers.
+        `torch_dtype` and a `device_map` of one device are understood; other keyword arguments go to transformers.
+
+        Args:
+            model_name: Hugging Face id (`org/name@revision`), folder, or GGUF file.
+            transcoder_set: "neurons" for the model's own MLP neurons, which need no files (a folder of that name is ./neurons).
+                Autoencoders are taken too, for all but traces.
+            backend: Decides only what generation does when told nothing.
+            device: Where the weights go; None: the best there is (cuda, mps, cpu).
+            dtype: Number format of model and transcoders.
+            lazy_encoder: Leave encoder rows in the file until they are read.
+            lazy_decoder: Leave decoder rows in the file until they are read.
+            feature_input_hook: Where the transcoders read, where their files do not say.
+            feature_output_hook: Where the transcoders write, where their files do not say.
+            select: Which of several dictionaries in one repository, as in `load_dictionary`.
+            input_shift: Whether the decoder bias is subtracted from the input, where files do not say.
+            attention: Autoencoders of attention outputs, or Lorsa, whose features and errors are nodes too (`load_attention`).
+            adapter: Transcoders of what the others leave, such as a fine-tuned model's difference, stacked on them (`Stacked`).
+            elsewhere: "neurons" for the model's own in layers that have no transcoders; None: what is there is an error.
+            revision: Branch, tag or commit of the model (`org/name@revision` names it too).
+            hf_model: A transformers model that is loaded already, used as it is, where it is.
+            tokenizer: One that is loaded already, or where it is.
+            **kwargs: `torch_dtype` and a `device_map` of one device are understood; others go to transformers.
+
+        Returns:
+            The model, ready for `attribute`.
+
+        Raises:
+            InputError: For a model or dictionary that is not there, and arguments that do not exist.
+            FileFormatError: For files that cannot be read.
+            UnsupportedModelError: For an architecture that is unknown or does not behave as the table says.
+            CompatibilityError: For a dictionary that does not fit the model.
         """
         if hf_model is not None and device is None:
             device = _device_of(hf_model)
@@ -143,7 +173,27 @@ class ReplacementModel(ModelMembers):
         tokenizer: Any = None,
         **kwargs: Any,
     ) -> ReplacementModel:
-        """Load a model for transcoders that are there already, or its own "neurons"; arguments as `from_pretrained` has."""
+        """Load a model for transcoders that are there already, or its own "neurons"; arguments as `from_pretrained` has.
+
+        Args:
+            model_name: As `from_pretrained` has it.
+            transcoders: The dictionary, or "neurons".
+            backend: Decides only what generation does when told nothing.
+            device: Where the weights go; None: the best there is (cuda, mps, cpu).
+            dtype: Number format of the model.
+            attention: A dictionary of attention outputs.
+            elsewhere: "neurons" for the model's own in layers that have no transcoders.
+            revision: Branch, tag or commit.
+            hf_model: A transformers model that is loaded already.
+            tokenizer: One that is loaded already, or where it is.
+            **kwargs: Go to transformers.
+
+        Returns:
+            The model, ready for `attribute`.
+
+        Raises:
+            CircuitTracerError: As `from_pretrained`.
+        """
         if hf_model is None:
             target, kind, kwargs = place(device, dtype, kwargs)
             model, tokenizer = load_language_model(
@@ -176,6 +226,19 @@ class ReplacementModel(ModelMembers):
         """A randomly initialised model of a transformers configuration. Keyword arguments: device, dtype (or torch_dtype).
 
         Without a tokenizer, the one of the model that the configuration names (`_name_or_path`) is loaded, if it names one.
+
+        Args:
+            config: A transformers configuration.
+            transcoders: The dictionary, or "neurons".
+            backend: Decides only what generation does when told nothing.
+            tokenizer: None: the one of the model that the configuration names (`_name_or_path`), if it names one.
+            **kwargs: Device, dtype (or torch_dtype).
+
+        Returns:
+            The model, ready for `attribute`.
+
+        Raises:
+            CircuitTracerError: As `from_model`.
         """
         from transformers import PretrainedConfig
 
@@ -204,13 +267,28 @@ class ReplacementModel(ModelMembers):
         attention: TranscoderSet | None = None,
         elsewhere: Literal["neurons"] | None = None,
     ) -> ReplacementModel:
-        """Wrap a transformers causal LM that is loaded already, with transcoders or its own "neurons"; every run leaves it as
-        it was found.
+        """Wrap a transformers causal LM that is loaded already, with transcoders or its own "neurons".
+
+        Every run leaves it as it was found.
 
         Of a model that also sees (Gemma 3 4B and larger), the language model is taken; of a quantised one, a de-quantised copy,
-        with a warning. A model in training mode is switched to
-        evaluation, with a warning. Raises UnsupportedModelError if its architecture is unknown or does not behave as the table
-        says, or if its modules are more than their weights (live adapters, hooks).
+        with a warning. A model in training mode is switched to evaluation, with a warning.
+
+        Args:
+            model: The transformers model.
+            transcoders: The dictionary, or "neurons".
+            tokenizer: Its tokenizer.
+            model_name: Its name, for files and messages.
+            backend: Decides only what generation does when told nothing.
+            attention: A dictionary of attention outputs.
+            elsewhere: "neurons" for the model's own in layers that have no transcoders.
+
+        Returns:
+            The model, ready for `attribute`.
+
+        Raises:
+            UnsupportedModelError: If its architecture is unknown or does not behave as the table says, or if its modules are
+                more than their weights (live adapters, hooks).
         """
         parts = bind_loaded(model, tokenizer, model_name)
         if isinstance(transcoders, str):
@@ -228,8 +306,16 @@ class ReplacementModel(ModelMembers):
     ) -> Tensor:
         """Token ids (P,) of a conversation, [{"role": ..., "content": ...}, ...], under the tokenizer's chat template.
 
-        template_arguments: what the template knows, such as `enable_thinking=False`. Raises InputError when there is no
-        template, or it refuses the conversation.
+        Args:
+            messages: [{"role": ..., "content": ...}, ...].
+            add_generation_prompt: End with what begins the model's answer.
+            **template_arguments: What the template knows, such as `enable_thinking=False`.
+
+        Returns:
+            (P,) int64 ids.
+
+        Raises:
+            InputError: When there is no template, or it refuses the conversation.
         """
         return chat_ids(messages, self.tokenizer, add_generation_prompt, self.prepend_bos, **template_arguments)
 
@@ -240,6 +326,14 @@ class ReplacementModel(ModelMembers):
 
         Activations are zero at the positions that circuit-tracer leaves out (0; the chat prefix of a Gemma 3 prompt that begins
         with it). Without the activation function they are pre-activations. Logits are in float32, float64 for such models.
+
+        Args:
+            inputs: The prompt: text, or token ids (P,).
+            sparse: Return activations as a sparse tensor.
+            apply_activation_function: False: pre-activations instead of activations.
+
+        Returns:
+            (logits (1, P, V), activations (L, P, F)).
         """
         from circuit_tracer.interventions.features.intervene import get_activations
 
@@ -257,12 +351,31 @@ class ReplacementModel(ModelMembers):
     ) -> tuple[Tensor, Tensor | None]:
         """Set features to values; (logits (1, P, V), activations (L, P, F) or None) of the changed pass.
 
-        interventions: (layer, position, feature, value), value absolute; position may be a slice. By default effects go on
-        through all later layers and their real MLPs, with attention patterns as on the clean prompt (`freeze_attention`).
-        constrained_layers: MLP outputs of these layers stay as they were, apart from what the features that are set write
-        to them directly; features write nowhere else. With all layers, norm scales are frozen too, and changes of
-        pre-activations (`apply_activation_function=False`) and of logits before a softcap (`zero_softcap`) are the edges of
-        the attribution graph, in units of the source's relative change. Raises InputError for what does not exist.
+        By default effects go on through all later layers and their real MLPs, with attention patterns as on the clean prompt
+        (`freeze_attention`).
+
+        Args:
+            inputs: The prompt: text, or token ids (P,).
+            interventions: (layer, position, feature, value), value absolute; position may be a slice.
+            constrained_layers: MLP outputs of these layers stay as they were, apart from what the features that are set write
+                to them directly; features write nowhere else. With all layers, norm scales are frozen too, and changes of
+                pre-activations (`apply_activation_function=False`) and of logits before a softcap (`zero_softcap`) are the
+                edges of the attribution graph, in units of the source's relative change.
+            freeze_attention: Keep attention patterns as on the clean prompt.
+            apply_activation_function: False: pre-activations instead of activations.
+            sparse: Return activations as a sparse tensor.
+            return_activations: False: None in their place.
+
+        Returns:
+            (logits (1, P, V), activations (L, P, F) or None).
+
+        Raises:
+            InputError: For what does not exist.
+
+        Examples:
+            >>> logits, activations = model.feature_intervention(PROMPT, [(0, 7, 78, 0.0)])
+            >>> activations.shape
+            torch.Size([4, 9, 448])
         """
         from circuit_tracer.interventions.features.intervene import feature_intervention
 
@@ -290,12 +403,26 @@ class ReplacementModel(ModelMembers):
     ) -> tuple[str | Tensor, Tensor, Tensor | None]:
         """Generate with features set: (prompt and continuation, logits (G, V), activations (L, P + G - 1, F) or None).
 
-        The first pass is that of `feature_intervention`. From then on, nothing is frozen, and interventions whose position
-        is an open slice (`slice(p, None)`) hold for each new token. generate_kwargs: max_new_tokens (10), do_sample (True),
-        temperature, top_k, top_p, freq_penalty, stop_at_eos, eos_token_id, return_type ("tokens" for ids (1, P + G)), and
-        others of `GenerationOptions`. Where the model was loaded with another `backend` than "transformerlens", what is left
-        out is as transformers' `generate` has it (20 tokens, chosen as the model's generation configuration says), and special
-        tokens stay in the text, as with circuit-tracer's nnsight.
+        The first pass is that of `feature_intervention`. From then on, nothing is frozen, and interventions whose position is
+        an open slice (`slice(p, None)`) hold for each new token.
+
+        Args:
+            inputs: The prompt: text, or token ids (P,).
+            interventions: As `feature_intervention` has them; those whose position is an open slice (`slice(p, None)`) hold for
+                each new token.
+            constrained_layers: Layers whose MLP outputs stay as they were; None: none.
+            freeze_attention: Keep attention patterns as on the clean prompt.
+            apply_activation_function: False: pre-activations instead of activations.
+            sparse: Return activations as a sparse tensor.
+            return_activations: False: None in their place.
+            **generate_kwargs: max_new_tokens (10), do_sample (True), temperature, top_k, top_p, freq_penalty, stop_at_eos,
+                eos_token_id, return_type ("tokens" for ids (1, P + G)), and others of `GenerationOptions`. Where the model was
+                loaded with another `backend` than "transformerlens", what is left out is as transformers' `generate` has it (20
+                tokens, chosen as the model's generation configuration says), and special tokens stay in the text, as with
+                circuit-tracer's nnsight.
+
+        Returns:
+            (prompt and continuation as text or ids, logits (G, V), activations (L, P + G - 1, F) or None).
         """
         from circuit_tracer.interventions.steering.generate import feature_intervention_generate, transformers_defaults
 
@@ -320,13 +447,24 @@ class ReplacementModel(ModelMembers):
 
         In `with freeze.applied(): ...`, passes of `hf_model` over the same tokens have the clean attention patterns, and in the
         constrained layers the clean MLP outputs.
+
+        Args:
+            inputs: The prompt: text, or token ids (P,).
+            constrained_layers: Layers whose MLP outputs stay as they were; None: none.
+
+        Returns:
+            (activations (L, P, F) of the clean prompt, what to hold).
         """
         from circuit_tracer.interventions.features.intervene import setup_intervention_with_freeze
 
         return setup_intervention_with_freeze(self, inputs, constrained_layers)
 
     def zero_softcap(self) -> AbstractContextManager[None]:
-        """Inside `with model.zero_softcap(): ...`, logits are those before the final softcap (Gemma 2)."""
+        """Inside `with model.zero_softcap(): ...`, logits are those before the final softcap (Gemma 2).
+
+        Returns:
+            A context manager; outside of it the model is as it was.
+        """
         from circuit_tracer.interventions.features.intervene import zero_softcap
 
         return zero_softcap(self)

@@ -15,10 +15,12 @@ from circuit_tracer.errors import InputError
 class ActiveFeatures:
     """N active features; all columns have shape (N,) and lie on one device.
 
-    ``layer``, ``position``, ``index`` are int64, ``value`` is the activation (raw units of the transcoder's
-    pre-activation: for ReLU, JumpReLU and TopK an active feature's value equals its pre-activation).
-    Rows are sorted by (layer, position, index), which is the order of feature nodes in a graph.
-    held: bool (N,), features whose value an intervention has set, whatever they read; None: there are none.
+    ``layer``, ``position``, ``index`` are int64, ``value`` is the activation (raw units of the transcoder's pre-activation:
+    for ReLU, JumpReLU and TopK an active feature's value equals its pre-activation). Rows are sorted by (layer, position,
+    index), which is the order of feature nodes in a graph.
+
+    Attributes:
+        held: bool (N,), features whose value an intervention has set, whatever they read; None: there are none.
     """
 
     layer: Tensor

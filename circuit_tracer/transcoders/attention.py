@@ -22,7 +22,17 @@ def load_attention(
 ) -> TranscoderSet:
     """Autoencoders or Lorsa of a local folder or a hub name: of all layers of a model or of some.
 
-    Raises InputError for no folder, FileFormatError for files that are not understood, or autoencoders of another place.
+    Args:
+        folder: The folder.
+        device: Where the weights go; None: the CPU.
+        dtype: Number format of the weights; None: as stored.
+
+    Returns:
+        The transcoders, by layer.
+
+    Raises:
+        InputError: For no folder.
+        FileFormatError: For files that are not understood, or autoencoders of another place.
     """
     if is_lorsa(folder):
         return load_lorsa(folder, device, dtype)

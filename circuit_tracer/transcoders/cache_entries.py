@@ -33,8 +33,19 @@ def save_transcoders_to_cache(
 ) -> Path:
     """Download a set, convert it to native files in ``dtype``, and return the cache entry's folder.
 
-    ``sequential`` fetches, converts and (with ``delete_hf_cache``) deletes one listed file after another, so that a set
-    of per-layer transcoders never lies on disk twice; otherwise everything is downloaded first.
+    ``sequential`` fetches, converts and (with ``delete_hf_cache``) deletes one listed file after another, so that a set of
+    per-layer transcoders never lies on disk twice; otherwise everything is downloaded first.
+
+    Args:
+        hf_ref: Hub reference, `org/name[/subfolder][@revision]`.
+        cache_dir: The cache; None: `get_cache_dir()`.
+        sequential: Fetch, convert and delete one listed file after another.
+        device: Where to convert.
+        dtype: Number format of the weights; None: as stored.
+        delete_hf_cache: Delete each downloaded file once it is converted.
+
+    Returns:
+        The folder of the entry.
     """
     reference = hub_reference(hf_ref)
     folder = get_cached_path(hf_ref, cache_dir)
@@ -66,7 +77,22 @@ def load_transcoders_from_cache(
     lazy_encoder: bool = False,
     lazy_decoder: bool = True,
 ) -> tuple[Transcoders, dict[str, Any]]:
-    """Transcoders and config of a cache entry; InputError when there is none."""
+    """Transcoders and config of a cache entry; InputError when there is none.
+
+    Args:
+        hf_ref: Hub reference, `org/name[/subfolder][@revision]`.
+        cache_dir: The cache; None: `get_cache_dir()`.
+        device: Where the weights go; None: the CPU.
+        dtype: Number format of the weights; None: as stored.
+        lazy_encoder: Leave encoder rows in the file until they are read.
+        lazy_decoder: Leave decoder rows in the file until they are read.
+
+    Returns:
+        (transcoders, the config that they were saved with).
+
+    Raises:
+        InputError: When there is none.
+    """
     folder = get_cached_path(hf_ref, cache_dir)
     if not is_cached(hf_ref, cache_dir):
         raise InputError(f"{hf_ref} is not in the cache ({folder}). Run save_transcoders_to_cache({hf_ref!r}) first.")

@@ -58,14 +58,39 @@ def load_dictionary(
 
     Autoencoders are a set whose two hooks are one place (`Transcoders.is_autoencoder`).
 
-    ``hf_ref`` is a local folder (absolute or relative), `org/repo[/sub/folder][@revision]`, or an alias. An entry of
-    the cache (`save_transcoders_to_cache`) is preferred to the hub when ``use_cache``. No config.yaml is needed if the files
-    are recognised and the hooks are given, said by them, or fixed by the format. ``select`` says which of several dictionaries
-    is meant (selection.py), as does the end of a reference, `org/repo:width=16k,l0=small`; config["l0"] is then what was taken
-    in layers that have several. ``input_shift``: whether older EleutherAI transcoders subtract b_dec from their input; None:
-    what reconstructs a model's MLPs better, once they meet one (attribution/input_shift.py).
-    Raises InputError (no such folder or repository, hub not reachable, several dictionaries), FileFormatError (files or config
-    unusable).
+    ``hf_ref`` is a local folder (absolute or relative), `org/repo[/sub/folder][@revision]`, or an alias. An entry of the
+    cache (`save_transcoders_to_cache`) is preferred to the hub when ``use_cache``. No config.yaml is needed if the files
+    are recognised and the hooks are given, said by them, or fixed by the format. ``select`` says which of several
+    dictionaries is meant (selection.py), as does the end of a reference, `org/repo:width=16k,l0=small`; config["l0"] is
+    then what was taken in layers that have several.
+
+    Args:
+        hf_ref: Hub reference, `org/name[/subfolder][@revision]`.
+        device: Where the weights go; None: the CPU.
+        dtype: Number format of the weights; None: as stored.
+        lazy_encoder: Leave encoder rows in the file until they are read.
+        lazy_decoder: Leave decoder rows in the file until they are read.
+        cache_dir: The cache; None: `get_cache_dir()`.
+        use_cache: Prefer an entry of the cache to the hub.
+        feature_input_hook: Where features read, such as `hook_resid_mid`.
+        feature_output_hook: Where features write, such as `hook_mlp_out`.
+        select: Which of several dictionaries is meant (selection.py).
+        input_shift: Whether older EleutherAI transcoders subtract b_dec from their input; None: what reconstructs a model's
+            MLPs better, once they meet one (attribution/input_shift.py).
+
+    Returns:
+        (transcoders, plain values that say what they are and where they come from).
+
+    Raises:
+        InputError: For no such folder or repository, a hub that is not reached, several dictionaries.
+        FileFormatError: For files or a config that cannot be used.
+
+    Examples:
+        >>> from circuit_tracer.demo import TRANSCODER
+        >>> from circuit_tracer.transcoders.loading import load_dictionary
+        >>> transcoders, config = load_dictionary(TRANSCODER)
+        >>> config["model_kind"], transcoders.n_layers
+        ('cross_layer_transcoder', 4)
     """
     reference, selection = resolve(hf_ref, select)
     if isinstance(reference, HubReference) and use_cache and cache.is_cached(str(reference), cache_dir):
@@ -97,7 +122,25 @@ def load_transcoder_from_hub(
     use_cache: bool = True,
     **given: Any,
 ) -> tuple[Transcoders, dict[str, Any]]:
-    """As `load_dictionary`, of transcoders alone: FileFormatError for autoencoders, with which nothing can be traced."""
+    """As `load_dictionary`, of transcoders alone: FileFormatError for autoencoders, with which nothing can be traced.
+
+    Args:
+        hf_ref: Hub reference, preset name, or folder.
+        device: Where the weights go; None: the CPU.
+        dtype: Number format of the weights; None: as stored.
+        lazy_encoder: Leave encoder rows in the file until they are read.
+        lazy_decoder: Leave decoder rows in the file until they are read.
+        cache_dir: The cache; None: `get_cache_dir()`.
+        use_cache: Use an entry of the cache if there is one.
+        **given: `select`, `feature_input_hook`, `feature_output_hook`, `input_shift`, as `load_dictionary` has them.
+
+    Returns:
+        (transcoders, plain values that say what they are and where they come from).
+
+    Raises:
+        InputError: As `load_dictionary`.
+        FileFormatError: Also for autoencoders, with which nothing can be traced.
+    """
     transcoders, config = load_dictionary(
         hf_ref, device, dtype, lazy_encoder, lazy_decoder, cache_dir, use_cache, **given
     )
@@ -113,7 +156,22 @@ def load_transcoders(
     lazy_encoder: bool = False,
     lazy_decoder: bool = True,
 ) -> Transcoders:
-    """Transcoders of a config that names its files: ``transcoders``, or ``repo_id`` (with subfolder and revision)."""
+    """Transcoders of a config that names its files: ``transcoders``, or ``repo_id`` (with subfolder and revision).
+
+    Args:
+        config: As in config.yaml.
+        device: Where the weights go; None: the CPU.
+        dtype: Number format of the weights; None: as stored.
+        lazy_encoder: Leave encoder rows in the file until they are read.
+        lazy_decoder: Leave decoder rows in the file until they are read.
+
+    Returns:
+        The transcoders.
+
+    Raises:
+        InputError: For files that are not there.
+        FileFormatError: For files that are damaged or not of the format.
+    """
     checked = validate_config(config, "the transcoder config")
     if checked.repo_id is not None:
         reference = HubReference(checked.repo_id, checked.subfolder, checked.revision, checked.selection)
@@ -140,6 +198,25 @@ def load_transcoder_set(
     """Per-layer transcoders from one file a layer, of all layers or of some, in any per-layer format.
 
     A config.yaml beside them counts too.
+
+    Args:
+        transcoder_paths: Files by layer.
+        scan: Name of the dictionary, by which feature pages are found.
+        feature_input_hook: Where features read, such as `hook_resid_mid`.
+        feature_output_hook: Where features write, such as `hook_mlp_out`.
+        device: Where the weights go; None: the CPU.
+        dtype: Number format of the weights; None: as stored.
+        lazy_encoder: Leave encoder rows in the file until they are read.
+        lazy_decoder: Leave decoder rows in the file until they are read.
+        activation: Name of the activation function, where files do not say.
+        k: Of TopK, where files do not say.
+
+    Returns:
+        The transcoders.
+
+    Raises:
+        InputError: For files that are not there.
+        FileFormatError: For files that are damaged or not of the format.
     """
     given = {
         "model_kind": TranscoderSet.kind,
@@ -166,8 +243,25 @@ def load_clt(
 ) -> CrossLayerTranscoder:
     """A cross-layer transcoder from the files of a folder, in any cross-layer format. Note the dtype's default.
 
-    Hooks that neither arguments nor files nor a config.yaml in the folder name are circuit-tracer's defaults, hook_resid_mid
-    and hook_mlp_out, with a warning.
+    Hooks that neither arguments nor files nor a config.yaml in the folder name are circuit-tracer's defaults,
+    hook_resid_mid and hook_mlp_out, with a warning.
+
+    Args:
+        clt_path: The folder.
+        feature_input_hook: Where features read, such as `hook_resid_mid`.
+        feature_output_hook: Where features write, such as `hook_mlp_out`.
+        scan: Name of the dictionary, by which feature pages are found.
+        device: Where the weights go; None: the CPU.
+        dtype: Number format of the weights; None: as stored.
+        lazy_decoder: Leave decoder rows in the file until they are read.
+        lazy_encoder: Leave encoder rows in the file until they are read.
+
+    Returns:
+        The transcoder.
+
+    Raises:
+        InputError: For files that are not there.
+        FileFormatError: For files that are damaged or not of the format.
     """
     folder = Path(clt_path)
     files = locate.in_folder(folder, {})
@@ -188,7 +282,25 @@ def load_gemma_scope_2_clt(
     lazy_decoder: bool = False,
     lazy_encoder: bool = False,
 ) -> CrossLayerTranscoder:
-    """A cross-layer transcoder from one file a layer; a repeated last file is recognised and used once. Hooks as `load_clt`."""
+    """A cross-layer transcoder from one file a layer; a repeated last file is recognised and used once. Hooks as `load_clt`.
+
+    Args:
+        paths: Files by layer.
+        feature_input_hook: Where features read, such as `hook_resid_mid`.
+        feature_output_hook: Where features write, such as `hook_mlp_out`.
+        scan: Name of the dictionary, by which feature pages are found.
+        device: Where the weights go; None: the CPU.
+        dtype: Number format of the weights; None: as stored.
+        lazy_decoder: Leave decoder rows in the file until they are read.
+        lazy_encoder: Leave encoder rows in the file until they are read.
+
+    Returns:
+        The transcoder.
+
+    Raises:
+        InputError: For files that are not there.
+        FileFormatError: For files that are damaged or not of the format.
+    """
     files = _by_layer(paths)
     hooks = {"feature_input_hook": feature_input_hook, "feature_output_hook": feature_output_hook}
     given = {"model_kind": CrossLayerTranscoder.kind, **hooks}
@@ -208,7 +320,25 @@ def load_transcoder(
     *,
     k: int | None = None,
 ) -> SingleLayerTranscoder:
-    """One layer's transcoder from one file, in any per-layer format; a config.yaml beside it counts too."""
+    """One layer's transcoder from one file, in any per-layer format; a config.yaml beside it counts too.
+
+    Args:
+        path: The file.
+        layer: The layer.
+        activation_fn: Name of the activation function, where the file does not say.
+        device: Where the weights go; None: the CPU.
+        dtype: Number format of the weights; None: as stored.
+        lazy_encoder: Leave encoder rows in the file until they are read.
+        lazy_decoder: Leave decoder rows in the file until they are read.
+        k: Of TopK, where the file does not say.
+
+    Returns:
+        The transcoder.
+
+    Raises:
+        InputError: For files that are not there.
+        FileFormatError: For files that are damaged or not of the format.
+    """
     file = open_tensor_file(path)
     source = config_source(file.path.parent)
     config = with_arguments(folder_config(file.path.parent), {"activation": activation_fn, "k": k}, source)
@@ -224,7 +354,24 @@ def load_gemma_scope_transcoder(
     lazy_encoder: bool = False,
     lazy_decoder: bool = False,
 ) -> SingleLayerTranscoder:
-    """One layer of Gemma Scope 1: a local .npz, or a file of google/gemma-scope-2b-pt-transcoders."""
+    """One layer of Gemma Scope 1: a local .npz, or a file of google/gemma-scope-2b-pt-transcoders.
+
+    Args:
+        path: A local .npz, or a file's name in the repository.
+        layer: The layer.
+        device: Where the weights go; None: the CPU.
+        dtype: Number format of the weights; None: as stored.
+        revision: Branch, tag or commit.
+        lazy_encoder: Leave encoder rows in the file until they are read.
+        lazy_decoder: Leave decoder rows in the file until they are read.
+
+    Returns:
+        The transcoder.
+
+    Raises:
+        InputError: For files that are not there.
+        FileFormatError: For files that are damaged or not of the format.
+    """
     if not Path(path).is_file():
         path = hub.download_file(HubReference("google/gemma-scope-2b-pt-transcoders", None, revision), str(path))
     return load_transcoder(path, layer, None, device, dtype, lazy_encoder, lazy_decoder)
@@ -238,12 +385,37 @@ def load_gemma_scope_2_transcoder(
     lazy_encoder: bool = False,
     lazy_decoder: bool = False,
 ) -> SingleLayerTranscoder:
-    """One layer of Gemma Scope 2."""
+    """One layer of Gemma Scope 2.
+
+    Args:
+        path: The file.
+        layer: The layer.
+        device: Where the weights go; None: the CPU.
+        dtype: Number format of the weights; None: as stored.
+        lazy_encoder: Leave encoder rows in the file until they are read.
+        lazy_decoder: Leave decoder rows in the file until they are read.
+
+    Returns:
+        The transcoder.
+
+    Raises:
+        InputError: For files that are not there.
+        FileFormatError: For files that are damaged or not of the format.
+    """
     return load_transcoder(path, layer, None, device, dtype, lazy_encoder, lazy_decoder)
 
 
 def save_transcoders(transcoders: Transcoders, folder: str | Path, model_name: str | None = None) -> Path:
-    """Write native files and config.yaml; the config comes last, so that it marks a complete folder."""
+    """Write native files and config.yaml; the config comes last, so that it marks a complete folder.
+
+    Args:
+        transcoders: The dictionary.
+        folder: Made if needed.
+        model_name: Of the model that they are of.
+
+    Returns:
+        The folder.
+    """
     transcoders.require_native()
     folder = Path(folder)
     config = {

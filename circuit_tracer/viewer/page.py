@@ -42,15 +42,25 @@ def graph_page(
 ) -> str:
     """The text of a self-contained HTML page that shows a graph, offline and from disk.
 
-    graph: a graph, which is pruned at the thresholds (default: those of its groups, else 0.8 and 0.98) and labelled; or
-    viewer JSON as a mapping or the path of a file,
-    which is taken as it is, with labels where it has none. features: feature files (``examples_quantiles``,
-    ``top_logits``, ...) by (layer, index), such as ``FeatureFolder(path)``; only those of the graph's features are asked
-    for and enter the page. Default: what the graph keeps.
+    The page's own policy forbids it to load or send anything; graph, labels and features are data in it, never markup. What
+    else is wrong with viewer JSON, the page itself mends and reports, or says why it cannot be shown.
 
-    The page's own policy forbids it to load or send anything; graph, labels and features are data in it, never markup.
-    Raises InputError for what is no graph, and for numbers that are not finite. What else is wrong with viewer JSON,
-    the page itself mends and reports, or says why it cannot be shown.
+    Args:
+        graph: A graph, which is pruned at the thresholds (default: those of its groups, else 0.8 and 0.98) and labelled; or
+            viewer JSON as a mapping or the path of a file, which is taken as it is, with labels where it has none.
+        features: Feature files (``examples_quantiles``, ``top_logits``, ...) by (layer, index), such as
+            ``FeatureFolder(path)``; only those of the graph's features are asked for and enter the page. Default: what the
+            graph keeps.
+        labels: Texts by node id, or by (layer, index) of features.
+        slug: Its name on the page.
+        node_threshold: Share of the influence that kept nodes hold; None: that of its groups, else 0.8.
+        edge_threshold: Share of the influence that kept edges hold; None: that of its groups, else 0.98.
+
+    Returns:
+        The text of an HTML page.
+
+    Raises:
+        InputError: For what is no graph, and for numbers that are not finite.
     """
     document = viewer_document(
         graph, labels=labels, slug=slug, node_threshold=node_threshold, edge_threshold=edge_threshold
@@ -65,12 +75,25 @@ def graph_page(
 
 
 def empty_page() -> str:
-    """The text of the same page without a graph: it offers to open one, a file of any viewer's JSON."""
+    """The text of the same page without a graph: it offers to open one, a file of any viewer's JSON.
+
+    Returns:
+        The text of an HTML page.
+    """
     return page_of("Attribution graph", [])
 
 
 def write_page(graph: Graph | Mapping[str, Any] | str | Path, path: str | Path, **options: Any) -> Path:
-    """Write ``graph_page(graph, **options)``; the file appears when it is complete. Returns its path."""
+    """Write ``graph_page(graph, **options)``; the file appears when it is complete.
+
+    Args:
+        graph: A graph, viewer JSON, or the path of a file.
+        path: The file.
+        **options: Of `graph_page`.
+
+    Returns:
+        Its path.
+    """
     text = graph_page(graph, **options)
     with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
@@ -78,8 +101,16 @@ def write_page(graph: Graph | Mapping[str, Any] | str | Path, path: str | Path, 
 
 
 def graph_frame(graph: Graph | Mapping[str, Any] | str | Path, *, height: int = 720, **options: Any) -> str:
-    """The page as an ``<iframe>`` for notebooks, for ``_repr_html_``; height in CSS pixels. It can run scripts and
-    save files, and reach nothing of the notebook.
+    """The page as an ``<iframe>`` for notebooks, for ``_repr_html_``; height in CSS pixels. It can run scripts and save files,
+    and reach nothing of the notebook.
+
+    Args:
+        graph: A graph, viewer JSON, or the path of a file.
+        height: In CSS pixels.
+        **options: Of `graph_page`.
+
+    Returns:
+        HTML.
     """
     page = html.escape(graph_page(graph, **options))
     style = f"width:100%;height:{int(height)}px;border:0"

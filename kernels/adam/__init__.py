@@ -22,9 +22,13 @@ from circuit_tracer.kernels.random_bits import round_stochastically
 class Rows:
     """Rows of a parameter and what belongs to them; an update changes all of it in place.
 
-    weight: (R, C) float32, float64, or bfloat16, which is rounded stochastically. first, second: moments (R, C), in the
-    format of the arithmetic (float32; float64 for float64), in bfloat16, or packed into uint8 with exponents (R, K)
-    (`packed.py`); the last two are rounded stochastically too. norm: (R,) norms of the rows, if they are wanted.
+    Attributes:
+        weight: (R, C) float32, float64, or bfloat16, which is rounded stochastically.
+        first: Moments (R, C), in the format of the arithmetic (float32; float64 for float64), in bfloat16, or packed into
+            uint8 with exponents (R, K) (`packed.py`); the last two are rounded stochastically too.
+        second: Moments (R, C), in the format of the arithmetic (float32; float64 for float64), in bfloat16, or packed into
+            uint8 with exponents (R, K) (`packed.py`); the last two are rounded stochastically too.
+        norm: (R,) norms of the rows, if they are wanted.
     """
 
     weight: Tensor
@@ -62,7 +66,12 @@ class Update:
 def adam_(rows: Rows, grad_RC: Tensor, update: Update) -> None:
     """m = b1 m + (1 - b1) g, v = b2 v + (1 - b2) g^2, w -= rate / c1 * m / (sqrt(v / c2) + eps), and the norms of w.
 
-    grad_RC: (R, C) in the format of the arithmetic. On CUDA that is float32.
+    On CUDA that is float32.
+
+    Args:
+        rows: What is updated, in place.
+        grad_RC: (R, C) in the format of the arithmetic.
+        update: The step's numbers.
     """
     if on_gpu(grad_RC):
         from circuit_tracer.kernels.adam import triton

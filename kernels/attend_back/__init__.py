@@ -29,9 +29,14 @@ POSITIONS_IN_CACHE = 1024  # of rows of one prompt on a CPU, all together, for t
 def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD: Tensor) -> None:
     """g[t,k] += sum over heads h and queries q >= k of pattern[h,q,k] * (g[t,q] W_O^h) W_V^kv(h), in place.
 
-    g_TPD: (T, P, D) contiguous, updated. pattern_HPP: (H, P, P), rows = queries, zero above the diagonal; factors that depend
-    on the query or the key position alone (1/sigma of norms) may be multiplied into it. output_DO: (D, O). value_VD: (V, D),
-    heads of a group share it (grouped-query attention). All of one floating dtype; products accumulate in it.
+    All of one floating dtype; products accumulate in it.
+
+    Args:
+        g_TPD: (T, P, D) contiguous, updated.
+        pattern_HPP: (H, P, P), rows = queries, zero above the diagonal; factors that depend on the query or the key
+            position alone (1/sigma of norms) may be multiplied into it.
+        output_DO: (D, O).
+        value_VD: (V, D), heads of a group share it (grouped-query attention).
     """
     if on_gpu(g_TPD):
         from circuit_tracer.kernels.attend_back import triton
@@ -58,8 +63,14 @@ def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD
 def attend_back_recomputed_(g_TPD: Tensor, scores: Scores, output_DO: Tensor, value_VD: Tensor) -> None:
     """The same with the pattern of `scores`, of which only the first P positions are looked at.
 
-    A tile of the pattern is made once for a chunk of rows, and products skip the queries that see none of its keys. Beyond g
-    and `scores` it takes some `BYTES_IN_FLIGHT` (or one row's projections), whatever T and P.
+    A tile of the pattern is made once for a chunk of rows, and products skip the queries that see none of its keys. Beyond
+    g and `scores` it takes some `BYTES_IN_FLIGHT` (or one row's projections), whatever T and P.
+
+    Args:
+        g_TPD: (T, P, D) contiguous, updated.
+        scores: What patterns are made of, tile by tile.
+        output_DO: (D, O).
+        value_VD: (V, D).
     """
     if on_gpu(g_TPD):
         from circuit_tracer.kernels.attend_back import triton
@@ -87,6 +98,13 @@ def attend_back_several_(
 
     Short prompts have few rows each: projections are made for the rows of all of them at once. Between these every row is
     multiplied by its own pattern, which is gathered for it: on any device, in torch. Costs T * H * P^2 numbers beside g.
+
+    Args:
+        g_TPD: (T, P, D) contiguous, updated.
+        pattern_BHPP: (B, H, P, P), rows = queries.
+        prompt_T: (T,) int64, the prompt of each row.
+        output_DO: (D, O).
+        value_VD: (V, D).
     """
     n_rows, n_pos, d_model = g_TPD.shape
     n_heads = pattern_BHPP.shape[1]
@@ -107,7 +125,15 @@ def attend_back_several_(
 
 
 def mix_forward(values_PKd: Tensor, scores: Scores) -> Tensor:
-    """Frozen attention forward: out[q, h] = sum over keys k of pattern[h,q,k] values[k, kv(h)], as (P, H * d)."""
+    """Frozen attention forward: out[q, h] = sum over keys k of pattern[h,q,k] values[k, kv(h)], as (P, H * d).
+
+    Args:
+        values_PKd: (P, K, d), K heads of keys and values.
+        scores: What patterns are made of, tile by tile.
+
+    Returns:
+        (P, H * d).
+    """
     n_pos, n_kv, d_head = values_PKd.shape
     groups = scores.n_heads // n_kv
     out = values_PKd.new_zeros(n_pos, n_kv, groups, d_head)

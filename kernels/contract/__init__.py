@@ -25,13 +25,18 @@ PRODUCTS = 1 << 17  # numbers of a piece on a CPU that are multiplied before the
 def contract_(
     out_TN: Tensor, g_TPD: Tensor, source_nD: Tensor, source_ptr: Sequence[int], column: Sequence[int]
 ) -> None:
-    """out[t, column[p] + i] += <g[t, p], source[source_ptr[p] + i]> for every position p and source i there, in place.
+    """`out[t, column[p] + i] += <g[t, p], source[source_ptr[p] + i]>` for every position p and source i there, in place.
 
-    out_TN: (T, N). g_TPD: (T, P, D). source_nD: (n, D), sorted by position. source_ptr: P + 1 offsets into it (more are
-    ignored: rows that never reach later positions need not look at them). column: first column of each position. All of one
-    floating dtype; products accumulate in it, or in float32 if it is narrower and the device is CUDA.
+    All of one floating dtype; products accumulate in it, or in float32 if it is narrower and the device is CUDA.
 
     CUDA tensors: one Triton launch. Others: a matrix product for each position, or for each row too where there are few.
+
+    Args:
+        out_TN: (T, N).
+        g_TPD: (T, P, D).
+        source_nD: (n, D), sorted by position.
+        source_ptr: P + 1 offsets into it (more are ignored: rows that never reach later positions need not look at them).
+        column: First column of each position.
     """
     if g_TPD.shape[0] == 0:
         return None
@@ -54,7 +59,15 @@ def contract_(
 
 
 def contract_each(g_TPD: Tensor, source_PD: Tensor) -> Tensor:
-    """<g[t, p], source[p]>, (T, P): of one source at each position, of the same dtype."""
+    """<g[t, p], source[p]>, (T, P): of one source at each position, of the same dtype.
+
+    Args:
+        g_TPD: (T, P, D) contiguous, updated.
+        source_PD: (P, D).
+
+    Returns:
+        (T, P) products.
+    """
     if g_TPD.device.type != "cpu":
         return torch.einsum("tpd,pd->tp", g_TPD, source_PD)
     # to torch this is a batch of matrix products with one column each, for which its libraries are not made
@@ -63,13 +76,18 @@ def contract_each(g_TPD: Tensor, source_PD: Tensor) -> Tensor:
 
 
 def contract_rows_(out_TN: Tensor, g_TPD: Tensor, sources: AddressedRows) -> None:
-    """out[t, column[i]] += scale[i] * <g[t, p], tables[table[i]][row[i]]> for every source i at every position p, in place.
+    """`out[t, column[i]] += scale[i] * <g[t, p], tables[table[i]][row[i]]>` for every source i at every position p, in place.
 
-    out_TN: (T, N). g_TPD: (T, P, D). Positions of ``sources`` beyond P are ignored. Tables may be narrower than gradients
-    (bfloat16 rows of a checkpoint); products accumulate in the dtype of ``g_TPD``, in float32 at least on CUDA.
+    Positions of ``sources`` beyond P are ignored. Tables may be narrower than gradients (bfloat16 rows of a checkpoint);
+    products accumulate in the dtype of ``g_TPD``, in float32 at least on CUDA.
 
-    CUDA tensors: one Triton launch that reads every row where it is stored. Others: rows are gathered, 64 MiB at a time, and
-    each position is a matrix product.
+    CUDA tensors: one Triton launch that reads every row where it is stored. Others: rows are gathered, 64 MiB at a time,
+    and each position is a matrix product.
+
+    Args:
+        out_TN: (T, N).
+        g_TPD: (T, P, D).
+        sources: What is read, where it is stored.
     """
     if g_TPD.shape[0] == 0 or not sources.tables:
         return None

@@ -24,8 +24,20 @@ GATHERED_BYTES = 128 * 2**20
 def decode_(out_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> None:
     """out[b] += sum over the entries of token b of value * weight[feature], in place.
 
-    out_BC: (B, C) float32 or float64, may be a column slice; products accumulate in its dtype. weight_FC: (F, C) of any
-    floating dtype.
+    Args:
+        out_BC: (B, C) float32 or float64, may be a column slice; products accumulate in its dtype.
+        entries: Of tokens and features.
+        weight_FC: (F, C) of any floating dtype.
+
+    Examples:
+        >>> from circuit_tracer.kernels.decode import decode_
+        >>> from circuit_tracer.kernels.sparse_activations import SparseActivations
+        >>> token, feature, value = torch.tensor([0, 1]), torch.tensor([2, 0]), torch.tensor([1.0, 3.0])
+        >>> entries = SparseActivations.from_entries(token, feature, value, n_rows=2, n_features=3)
+        >>> out = torch.zeros(2, 3)
+        >>> decode_(out, entries, torch.eye(3))
+        >>> out.tolist()
+        [[0.0, 0.0, 1.0], [3.0, 0.0, 0.0]]
     """
     if on_gpu(out_BC):
         from circuit_tracer.kernels.decode import triton
@@ -40,7 +52,16 @@ def decode_(out_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> No
 
 
 def value_gradients(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
-    """<grad[token], weight[feature]> of every entry: (n,), in the dtype of ``grad_BC`` (B, C), which may be a column slice."""
+    """<grad[token], weight[feature]> of every entry: (n,), in the dtype of ``grad_BC`` (B, C), which may be a column slice.
+
+    Args:
+        grad_BC: (B, C), may be a column slice.
+        entries: Of tokens and features.
+        weight_FC: (F, C) of any floating dtype.
+
+    Returns:
+        (n,) gradients, entry by entry.
+    """
     if on_gpu(grad_BC):
         from circuit_tracer.kernels.decode import triton
 
@@ -63,6 +84,16 @@ def weight_gradients(
 
     Features sum their tokens in ascending order: deterministic. In the dtype of ``grad_BC`` (B, C), which may be a column
     slice; written to ``out_nC`` if given: memory used again is much faster than fresh memory.
+
+    Args:
+        grad_BC: (B, C), may be a column slice.
+        entries: Of tokens and features.
+        start: The first row.
+        stop: The one behind the last.
+        out_nC: (stop - start, C) to write to; memory used again is much faster than fresh memory.
+
+    Returns:
+        (stop - start, C), in the dtype of `grad_BC`.
     """
     if on_gpu(grad_BC):
         from circuit_tracer.kernels.decode import triton
@@ -87,6 +118,15 @@ def gradients(
     """`value_gradients` and `weight_gradients` of all rows, at once: on CUDA each row of ``grad_BC`` is read once for both.
 
     The weights' gradient is written to ``out_FC`` (F, C) if given.
+
+    Args:
+        grad_BC: (B, C), may be a column slice.
+        entries: Of tokens and features.
+        weight_FC: (F, C) of any floating dtype.
+        out_FC: (F, C) to write to.
+
+    Returns:
+        Both.
     """
     if on_gpu(grad_BC):
         from circuit_tracer.kernels.decode import triton
@@ -98,7 +138,14 @@ def gradients(
 
 
 def value_sums(entries: SparseActivations) -> Tensor:
-    """(F,): the sum of the values of each feature, tokens in ascending order on a GPU: deterministic."""
+    """(F,): the sum of the values of each feature, tokens in ascending order on a GPU: deterministic.
+
+    Args:
+        entries: Of tokens and features.
+
+    Returns:
+        (F,) sums.
+    """
     if on_gpu(entries.value):
         return weight_gradients(entries.value.new_ones(entries.n_rows, 1), entries, 0, entries.n_features)[:, 0]
     return entries.value.new_zeros(entries.n_features).index_add_(0, entries.feature, entries.value)

@@ -16,7 +16,14 @@ from circuit_tracer.kernels.device import on_gpu
 def digit_counts(key_n: Tensor, high: Tensor, shift: int, bits: int) -> Tensor:
     """(2^bits,) int64: for each value of the ``bits`` bits from ``shift`` on, how many keys have it and ``high`` above it.
 
-    key_n: (n,) int32 or int64, not negative. high: (1,) int64.
+    Args:
+        key_n: (n,) int32 or int64, not negative.
+        high: (1,) int64.
+        shift: Lowest bit of the digit.
+        bits: Of the digit.
+
+    Returns:
+        (2^bits,) int64.
     """
     if on_gpu(key_n):
         from circuit_tracer.kernels.digits import triton

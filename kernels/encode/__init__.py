@@ -23,10 +23,24 @@ BLOCK_BYTES_ACCELERATOR = 512 * 2**20
 def encode(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> SparseActivations:
     """The entries with pre > cut, pre = x @ weight.T + bias; their value is pre.
 
-    x_BD: (B, D) float32 or float64, may be a column slice; products accumulate in its dtype. weight_FD: (F, D) of any floating
-    dtype. bias_F, cut_F: (F,). NaN is above no cut. On CUDA ``x_BD`` may be bfloat16 or float16 too; values are float32 then.
+    NaN is above no cut. On CUDA ``x_BD`` may be bfloat16 or float16 too; values are float32 then.
 
     CUDA tensors: Triton, nothing of size B x F is written. Others: blocks of rows; on CPUs with bfloat16 products, scan.py.
+
+    Args:
+        x_BD: (B, D) float32 or float64, may be a column slice; products accumulate in its dtype.
+        weight_FD: (F, D) of any floating dtype.
+        bias_F: (F,).
+        cut_F: (F,).
+
+    Returns:
+        The entries, token by token.
+
+    Examples:
+        >>> from circuit_tracer.kernels.encode import encode
+        >>> found = encode(torch.tensor([[1.0, -1.0]]), torch.eye(2), torch.zeros(2), torch.zeros(2))
+        >>> found.feature.tolist(), found.value.tolist()
+        ([0], [1.0])
     """
     if on_gpu(x_BD):
         from circuit_tracer.kernels.encode import triton
@@ -43,6 +57,15 @@ def encode_top_k(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int) -> Spa
     """The k largest positive pre-activations of each token, and those that equal the last of them; NaN is none of them.
 
     Shapes as in `encode`. CUDA tensors: two products in Triton, nothing of size B x F is written. Others: blocks of rows.
+
+    Args:
+        x_BD: (B, D).
+        weight_FD: (F, D).
+        bias_F: (F,).
+        k: How many a token, positive.
+
+    Returns:
+        The entries, token by token.
     """
     k = min(k, weight_FD.shape[0])
     if on_gpu(x_BD) and k > 0:

@@ -12,9 +12,10 @@ import torch
 
 from circuit_tracer import Graph, ReplacementModel, attribute
 from circuit_tracer.attribution.normalised_error import FEW, nmse_of
-from circuit_tracer.cli.summary import as_text, summarise
+from circuit_tracer.cli.summary import as_text
 from circuit_tracer.demo import MODEL, PROMPT, TRANSCODER
 from circuit_tracer.graph.balance import Reconstruction, ReconstructionWarning
+from circuit_tracer.graph.summary import summarise
 from circuit_tracer.transcoders import load_transcoder_from_hub
 from tests.support.tiny import tiny_model
 

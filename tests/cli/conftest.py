@@ -9,6 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from tests.support.command import Folders, Outcome, Run, save_folders
+from tests.support.json_lines import require_lines
 
 
 @pytest.fixture(scope="session")
@@ -21,7 +22,10 @@ def run() -> Run:
     from circuit_tracer.cli.main import app
 
     def call(*arguments: object, stdin: str | None = None) -> Outcome:
-        result = CliRunner().invoke(app, [str(each) for each in arguments], input=stdin)
+        words = [str(each) for each in arguments]
+        result = CliRunner().invoke(app, words, input=stdin)
+        if "--json" in words:
+            require_lines(words, result.exit_code, result.stdout)
         return Outcome(result.exit_code, result.stdout, result.stderr)
 
     return call

@@ -27,7 +27,7 @@ def test_a_graph_with_itself_and_with_an_edit(run: Run, folders: Folders, traced
     assert done.code == 0, done.err
     found = Comparison.from_json(json.loads(written.read_text()))
     assert found.same == ["prompt", "model", "dictionary"]
-    assert found.b.edits == [f"{layer}/{index} set to 0"]
+    assert found.b.edits == [f"{layer}/{index}@{position} set to 0"]
     assert f"{layer}_{index}_{position}" in {node.id for node in found.nodes if node.within == "a"}
     for part in ("what changes it most, along all paths:", "(went)", f"wrote      {written}", found.verdict[0]):
         assert part in done.out

@@ -27,8 +27,10 @@ def test_text_and_json(folders: Folders) -> None:
     assert "0/3@2=5,1/4" in err
     code, out, err = call(folders, "-p", PROMPT, "--set", "0/3@2,1/4@all=5", "--ablate", "1/2@-1", "--top", 3)
     assert code == 0, err
-    assert "0/3 set to 5" in out
+    assert "0/3@2 set to 5" in out
+    assert "1/4@all set to 5" in out
     assert "features changed" in out
+    assert " feature at 'the'" in out
     code, out, err = call(folders, "-p", PROMPT, "--supernode", "S=0/3@2,1/4@3", "--add", "S=2", "--json")
     assert code == 0, err
     assert '"S plus 2"' in out
@@ -49,8 +51,8 @@ def test_heads(folders: Folders) -> None:
     assert code == 0, err
     for line in (
         "L0H1 set to 0",
-        "L1H2 set to 0",
-        "L2H0 taken from another prompt",
+        "L1H2@-1 set to 0",
+        "L2H0@2:4 taken from another prompt",
         "L1H0 with the pattern of another prompt",
     ):
         assert f"edits       {line}" in out

@@ -127,3 +127,10 @@ def test_a_revision_of_the_model_is_asked_for(
     assert outcome.code == 2
     assert "no language model at 'nobody/none" in outcome.err
     assert asked == [("nobody/none", "step1000")]
+
+
+def test_the_demos_model_is_traced_by_neurons_without_its_transcoders_labels() -> None:
+    chosen = ModelOptions(transcoder_set="neurons", demo=True)
+    assert (chosen.model_name({}), chosen.transcoders, chosen.shipped) == (MODEL, "neurons", False)
+    with pytest.raises(InputError, match="-m names another: leave one out"):
+        ModelOptions(transcoder_set="neurons", demo=True, model="another")

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from circuit_tracer.demo import load_labels
 from tests.support.command import Folders, Run
 
 PROMPT = "the capital of Texas is"
@@ -45,6 +46,8 @@ def test_a_file_standard_input_and_a_folder_are_watched(
     assert [json.loads(line)["id"] for line in (tmp_path / "out.jsonl").read_text().splitlines()] == ["4", "5", "5"]
     (tmp_path / "folder").mkdir()
     (tmp_path / "folder" / "one.txt").write_text(PROMPT)
+    of_demo = run("monitor", "watch", tmp_path / "folder", "--feature", "0/78", "--demo").json
+    assert of_demo["flags"][0]["features"][0]["label"] == load_labels()[0, 78]
     folder = run("monitor", "watch", tmp_path / "folder", *watched).json
     assert folder["id"] == "one.txt"
     assert folder["scores"] == pytest.approx(rows[0]["scores"], rel=1e-4, abs=1e-5)
@@ -102,6 +105,7 @@ def test_a_generation_is_watched_and_steered_once_a_feature_is_active(folders: F
     asked = ("steer", *given(folders), "-p", PROMPT, "--max-new-tokens", 3)
     watched = run(*asked, "--watch", "0/3", "--json")
     assert watched.code == 0, watched.err
+    assert watched.json["unsteered"] is None  # nothing is changed: it would be the same text
     found = watched.json["watched"]
     scores = found["scores"]["feature 0/3"]
     assert scores[0] is None

@@ -48,6 +48,7 @@ def test_a_trace_names_neurons_by_number_and_sign(folders: Folders, run: Run, tm
 
 def test_what_is_not_there_takes_no_lines(folders: Folders, run: Run, tmp_path: Path) -> None:
     neurons, path = ("-t", "neurons", "-m", folders.model), tmp_path / "g.safetensors"
+    assert " L2 neuron " in run("intervene", *neurons, "-p", PROMPT, "--set", "0/0@3=9").out
     edited = run("intervene", *neurons, "-p", PROMPT, "--ablate", "2/0@3")
     assert "0 features changed" in edited.out  # neurons of the last layer reach no other
     assert "most" not in edited.out

@@ -21,7 +21,7 @@ from circuit_tracer.cli.next_steps import EXAMPLE, FLAGS, STEPS, Step, next_step
 from tests.support.command import Run
 
 # Commands that end with what was asked for, that go on until they are stopped, or that write lines for other programs.
-WITHOUT = {"serve", "start-server", "upload", "features export", "monitor watch", "demo features"}
+WITHOUT = {"serve", "start-server", "mcp", "upload", "features export", "monitor watch", "demo features"}
 SAID = {"kind", "out", "overridden"}  # by commands of their results
 MADE = {"written", "stem", "first_prompt", "dictionary", "example", "demo_prompt", "new_graph"}
 VALUES = {"output": "out.safetensors", "graph": "a graph.safetensors", "config": "smollm2-135m", "prompt": "it's"}

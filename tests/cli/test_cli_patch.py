@@ -88,3 +88,12 @@ def test_bad_input(folders: Folders, arguments: tuple[str, ...], expected: str) 
     code, _, err = call(folders, *arguments)
     assert code == 2, err
     assert expected in err
+
+
+def test_prompts_of_one_answer_need_something_to_judge_by() -> None:
+    prompt = "the capital of the state containing {} is"
+    asked = ["patch", "--demo", "-p", prompt.format("Dallas"), "-c", prompt.format("Houston")]
+    refused = CliRunner().invoke(app, asked)
+    assert refused.exit_code == 2
+    assert "both prompts are answered with 'Austin'" in refused.stderr
+    assert "--answer TOKEN" in refused.stderr

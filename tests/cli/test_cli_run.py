@@ -50,6 +50,8 @@ def test_a_run_and_what_is_added_to_it(run: Run, folders: Folders, prompts: Path
         "errors": {"InputError": 1, "FileFormatError": 1},
         "files": [str(out / "results.parquet")],
     }
+    said = run("info", out, "--json").json
+    assert (said["what"], said["done"], said["transcoders"]) == ("run over many prompts", 3, folders.transcoder)
     assert parquet.read_table(out / "results.parquet").column("id").to_pylist()[:4] == ["000001", "p", "000003", "t"]
 
     assert f"wrote {out}.html" in run("view", out).out

@@ -48,7 +48,7 @@ def test_activations_of_another_prompt(folders: Folders) -> None:
     other = ("--take", "0/3@2,1/4", "--from", "the capital of France is", "--from-position", 4)
     code, out, err = call(folders, "-p", PROMPT, *other, "--max-new-tokens", 2, "--json")
     assert code == 0, err
-    assert json.loads(out)["interventions"] == ["0/3 taken from another prompt", "1/4 taken from another prompt"]
+    assert json.loads(out)["interventions"] == ["0/3@2 taken from another prompt", "1/4 taken from another prompt"]
 
 
 @pytest.mark.parametrize(

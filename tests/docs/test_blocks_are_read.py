@@ -1,7 +1,7 @@
 """Every code block of README.md and docs/: it is run, or says why not; and what is not run could be.
 
-Those that are run are run by test_blocks_run.py, which is slow. Here every command is parsed, with its options, and every
-piece of Python is compiled and finds what it imports.
+Those that are run are run by test_how_to_run.py and test_other_pages_run.py, which are slow. Here every command is parsed,
+with its options, and every piece of Python is compiled and finds what it imports.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from circuit_tracer.cli.main import app
 from tests.support.code_blocks import INSTALLATION, PAGES, REASONS, ROOT, RUN, SHOWN, Block, blocks, commands, program
 
 # pages whose commands are to be put into fences
-INDENTED = {f"docs/how-to/{name}.md" for name in ("activations", "heads", "probe", "run-many", "several-gpus")}
+INDENTED = {f"docs/how-to/{name}.md" for name in ("heads",)}
 BLOCKS = [block for page in PAGES for block in blocks(page)]
 
 

@@ -1,4 +1,4 @@
-"""docs/how-to/run-many.md and examples/: every command that they give can be given."""
+"""examples/*.sbatch, modal_run.py and the pages about runs: every command and option that they give exists."""
 
 from __future__ import annotations
 
@@ -16,15 +16,17 @@ from circuit_tracer.cli.run import Sharing
 from circuit_tracer.errors import InputError
 
 ROOT = Path(__file__).parents[2]
-FILES = [ROOT / "docs" / "how-to" / "run-many.md", ROOT / "examples" / "run.sbatch", ROOT / "examples" / "modal_run.py"]
+PAGES = [ROOT / "docs" / "how-to" / f"{name}.md" for name in ("run-many", "slurm", "ray")]
+SCRIPT, MODAL = ROOT / "examples" / "run.sbatch", ROOT / "examples" / "modal_run.py"
 
 
 def commands() -> list[list[str]]:
-    """The words behind `circuit-tracer run` in each of them."""
-    lines = [line for file in FILES[:2] for line in file.read_text(encoding="utf-8").replace("\\\n", " ").splitlines()]
-    found = (re.search(r"circuit-tracer run ([^`']+)", line) for line in lines if not line.startswith("#"))
+    """The words behind `circuit-tracer run` in the pages (in quotes of other commands too), the script and the Modal file."""
+    joined = [path.read_text(encoding="utf-8").replace("\\\n", " ") for path in (*PAGES, SCRIPT)]
+    lines = [line for text in joined for line in text.splitlines() if not line.startswith("#")]
+    found = (re.search(r"circuit-tracer run ([^`'#]+)", line) for line in lines)
     given = [[word for word in shlex.split(match[1]) if word != "$@"] for match in found if match]
-    for part in ast.walk(ast.parse(FILES[2].read_text(encoding="utf-8"))):
+    for part in ast.walk(ast.parse(MODAL.read_text(encoding="utf-8"))):
         if isinstance(part, ast.List) and ast.unparse(part).startswith("['circuit-tracer', 'run'"):
             words = [word.value if isinstance(word, ast.Constant) else "x" for word in part.elts]
             given.append([str(word) for word in words[2:-1]])  # the last are options that are handed on
@@ -48,15 +50,17 @@ def test_every_option_exists(words: list[str]) -> None:
 
 def test_options_in_the_text_exist() -> None:
     root = get_command(app)
-    command = root.get_command(root.make_context("circuit-tracer", [], resilient_parsing=True), "run")
-    there = {name for parameter in command.params for name in parameter.opts}
-    named = set(re.findall(r"`(--[a-z-]+)", FILES[0].read_text(encoding="utf-8")))
-    assert len(named) >= 7
-    assert named <= there
+    context = root.make_context("circuit-tracer", [], resilient_parsing=True)
+    every = [root.get_command(context, name) for name in ("run", "attribute", "report")]
+    there = {name for command in every for parameter in command.params for name in parameter.opts}
+    named = {name for page in PAGES for name in re.findall(r"`(--[a-z-]+)", page.read_text(encoding="utf-8"))}
+    assert len(named) >= 10
+    assert named - {"--signal"} <= there  # Slurm's
 
 
-def test_the_file_for_slurm_is_a_script() -> None:
-    subprocess.run(["bash", "-n", str(FILES[1])], check=True)
+@pytest.mark.parametrize("name", ["run", "train"])
+def test_the_files_for_slurm_are_scripts(name: str) -> None:
+    subprocess.run(["bash", "-n", str(ROOT / "examples" / f"{name}.sbatch")], check=True)
 
 
 @pytest.mark.parametrize("option", ["cluster", "gpus_per_worker", "cpus_per_worker"])

@@ -108,8 +108,17 @@ class Browser:
         text, self.buffer = self.buffer.split(b"\0", 1)
         return json.loads(text)
 
-    def page(self, url: str, width: int = 1440, height: int = 900, *, dark: bool = False, phone: bool = False) -> Page:
-        """A tab with nothing in it, where ``url`` is opened."""
+    def page(
+        self,
+        url: str,
+        width: int = 1440,
+        height: int = 900,
+        *,
+        dark: bool = False,
+        phone: bool = False,
+        fine: bool = False,
+    ) -> Page:
+        """A tab with nothing in it, where ``url`` is opened. fine: two pixels a CSS pixel, as phones have."""
         target = self.free.pop() if self.free else self._tab()
         session = self.call("Target.attachToTarget", targetId=target, flatten=True)["sessionId"]
         page = Page(self, session, target)
@@ -119,7 +128,7 @@ class Browser:
             "Emulation.setDeviceMetricsOverride",
             width=width,
             height=height,
-            deviceScaleFactor=2 if phone else 1,
+            deviceScaleFactor=2 if phone or fine else 1,
             mobile=phone,
         )
         scheme = {"name": "prefers-color-scheme", "value": "dark" if dark else "light"}

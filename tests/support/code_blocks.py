@@ -117,3 +117,8 @@ def program(command: str) -> list[str] | None:
             )
             return behind[:end]
     return None
+
+
+def squeezed(text: str) -> str:
+    """One space for any number of spaces and line ends: as it reads, however wide the terminal was."""
+    return " ".join(text.split())

@@ -1,4 +1,4 @@
-"""The commands of docs/how-to/several-gpus.md: every option exists, and torchrun runs, stops and resumes as it says."""
+"""docs/how-to/several-gpus.md and train.md: every key exists, and torchrun runs, stops and resumes as they say."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from circuit_tracer.training.run import checkpoint
 from tests.support.train_cases import settings
 
 ROOT = Path(__file__).parents[2]
-TEXT = (ROOT / "docs" / "how-to" / "several-gpus.md").read_text(encoding="utf-8")
-OWN = {"--plan", "--resume", "--print-config"}
+PAGES = {
+    name: (ROOT / "docs" / "how-to" / f"{name}.md").read_text(encoding="utf-8") for name in ("several-gpus", "train")
+}
+OWN = {"--plan", "--resume", "--print-config", "--find"}
 
 
 def commands() -> list[list[str]]:
-    """What follows `train` in each command of the document."""
-    joined = TEXT.replace("\\\n", " ")
-    lines = [line.strip() for line in joined.split("\n") if line.startswith("    ") and " train " in line]
-    return [shlex.split(line.partition(" train ")[2]) for line in lines]
+    """What follows `train` in each command of the pages that names a preset or the folder of one's run."""
+    lines = [line for text in PAGES.values() for line in text.replace("\\\n", " ").split("\n")]
+    found = [re.match(r"(?:circuit-tracer|torchrun .*circuit_tracer) train ([^#]*)", line) for line in lines]
+    return [shlex.split(each[1]) for each in found if each and not each[1].startswith("first")]
 
 
 def test_every_option_exists_and_makes_a_configuration() -> None:
@@ -36,7 +38,7 @@ def test_every_option_exists_and_makes_a_configuration() -> None:
         overrides, rest = split_overrides(words, OWN)
         assert set(rest) <= OWN | {"$resume"}, rest
         load("gpt2" if name.startswith("runs/") else name, overrides)
-    for flag in re.findall(r"`--([a-z]+\.[a-z_]+)(?: ([^`]+))?`", TEXT):
+    for flag in re.findall(r"`--([a-z]+\.[a-z_]+)(?: ([^`]+))?`", PAGES["several-gpus"]):
         overrides, _ = split_overrides([f"--{flag[0]}", flag[1] or "1"], OWN)
         load("gpt2", overrides)
 

@@ -55,7 +55,11 @@ ANSWER_TOKENS = 60
 
 @dataclass(frozen=True)
 class GroupName:
-    """A group's name by a language model. score: share of held-out texts told apart, 0.5 is chance; None: too few texts."""
+    """A group's name by a language model.
+
+    Attributes:
+        score: Share of held-out texts told apart, 0.5 is chance; None: too few texts.
+    """
 
     name: str
     kind: GroupKind
@@ -73,7 +77,21 @@ def interpret_groups(
 ) -> dict[int, GroupName]:
     """Names by the place of a group of features in the grouping; without those that the model gave no usable answer for.
 
-    `grouping.named({place: each.name for ...})` takes them. Raises InputError for what the server refuses.
+    `grouping.named({place: each.name for ...})` takes them.
+
+    Args:
+        graph: The attribution graph.
+        grouping: Its groups (`group_nodes`).
+        features: Records with examples of the features.
+        chat: The language model.
+        labels: Of features, which it is told.
+        settings: How it is asked and scored; None: the usual.
+
+    Returns:
+        Names by the place of a group in the grouping.
+
+    Raises:
+        InputError: For what the server refuses.
     """
     settings, found = settings or Interpretation(), {}
     for place, members in enumerate(active_members(graph, grouping)):

@@ -49,10 +49,25 @@ def name_groups(
 ) -> Grouping:
     """The grouping with names for its groups of features.
 
-    labels: by node id, or of features by (layer, index). features: records by (layer, index), such as a ``FeatureFolder``.
-    model: the one that the graph was traced with, for the tokens that groups promote; without it, from the records. over:
-    groups that have a name get a new one too. Groups of tokens, errors and outputs are left without: `titles` says what they
-    are. Groups of features that get one name, role and place become one (namesakes.py); no two names are alike.
+    Groups of tokens, errors and outputs are left without: `titles` says what they are. Groups of features that get one
+    name, role and place become one (namesakes.py); no two names are alike.
+
+    Args:
+        graph: The attribution graph.
+        grouping: Its groups (`group_nodes`).
+        labels: By node id, or of features by (layer, index).
+        features: Records by (layer, index), such as a ``FeatureFolder``.
+        model: The one that the graph was traced with, for the tokens that groups promote; without it, from the records.
+        over: Groups that have a name get a new one too.
+
+    Returns:
+        A new grouping with names.
+
+    Examples:
+        >>> from circuit_tracer.circuits.naming import name_groups, titles
+        >>> from circuit_tracer.demo import load_labels
+        >>> titles(graph, name_groups(graph, graph.supernodes(), labels=load_labels()))[1]
+        'Texas at “Dallas”'
     """
     named, outputs = {}, output_tokens(graph)
     here = labels_in_context(graph, labels) if labels else {}

@@ -12,7 +12,15 @@ from circuit_tracer.graph.words import feature_name, feature_noun, left_over
 
 
 def titles(graph: Graph, grouping: Grouping) -> list[str]:
-    """One a group, in order. Groups of one name get their tokens, their layers, and at last numbers behind it."""
+    """One a group, in order. Groups of one name get their tokens, their layers, and at last numbers behind it.
+
+    Args:
+        graph: The attribution graph.
+        grouping: Its groups (`group_nodes`).
+
+    Returns:
+        A title a group.
+    """
     members = [members_of(graph, group) for group in grouping]
     found = [group.name or _of_nodes(graph, nodes) for group, nodes in zip(grouping, members, strict=True)]
     for tell in (_at, _layers):

@@ -36,9 +36,21 @@ def draw(
 ) -> Figure:
     """The picture of a graph, written to ``path`` if there is one; see ``Graph.plot``.
 
-    view: what a person pinned, to be drawn. grouping: default: the one that the graph keeps, or a new one. Groups without a
-    name are named by labels and examples. labels: of features, by (layer, index), before those that the graph keeps.
-    options: those of ``circuit_figure`` or ``graph_figure``. Raises InputError for a view or a grouping with style "graph".
+    Args:
+        graph: The attribution graph.
+        path: An .svg, .pdf or .png to write; None: none.
+        style: "circuit" for groups, "graph" for all nodes.
+        view: What a person pinned, to be drawn.
+        grouping: Default: the one that the graph keeps, or a new one. Groups without a name are named by labels and
+            examples.
+        labels: Of features, by (layer, index), before those that the graph keeps.
+        **options: Those of ``circuit_figure`` or ``graph_figure``.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        InputError: For a view or a grouping with style "graph".
     """
     called = {**graph.labels, **(labels or {})}
     if style == "graph":

@@ -44,11 +44,26 @@ def circuit_figure(
 ) -> Figure:
     """Groups of a graph, and the arrows among them, as a matplotlib figure.
 
-    groups: a grouping, of which the most influential ``most_boxes`` groups of features and errors are drawn, with the tokens
-    that they or the outputs read; or what a person pinned, all of which is drawn. labels: text by (layer, feature index),
-    for groups without a name. theme: light or dark. The thresholds prune the graph; default: those that the grouping was made
-    with, else the usual ones. Nodes of groups stay. least_share: weaker arrows are left out, except each box's strongest, and
-    of many the weaker ones. Raises InputError for nodes that the graph does not have, CircuitTracerError without matplotlib.
+    The thresholds prune the graph; default: those that the grouping was made with, else the usual ones. Nodes of groups
+    stay.
+
+    Args:
+        graph: The attribution graph.
+        groups: A grouping, of which the most influential ``most_boxes`` groups of features and errors are drawn, with the
+            tokens that they or the outputs read; or what a person pinned, all of which is drawn.
+        labels: Text by (layer, feature index), for groups without a name.
+        theme: "light" or "dark".
+        node_threshold: Share of the influence that kept nodes hold; None: that of the grouping, else the usual.
+        edge_threshold: Share of the influence that kept edges hold; None: that of the grouping, else the usual.
+        most_boxes: Groups of features and errors that are drawn.
+        least_share: Weaker arrows are left out, except each box's strongest, and of many the weaker ones.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        InputError: For nodes that the graph does not have.
+        CircuitTracerError: Without matplotlib.
     """
     require_matplotlib()
     palette = palette_of(theme)

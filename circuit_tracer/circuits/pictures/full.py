@@ -69,9 +69,20 @@ def graph_figure(
 ) -> Figure:
     """The pruned graph, all of its nodes, as a matplotlib figure.
 
-    labels: text by (layer, feature index). most_edges: only so many links are drawn, those that carry most influence, of
-    which their width tells. most_names: only the features of most influence are named. theme: light or dark. Raises
-    CircuitTracerError without matplotlib.
+    Args:
+        graph: The attribution graph.
+        labels: Text by (layer, feature index).
+        theme: "light" or "dark".
+        node_threshold: Share of the influence that kept nodes hold, 0 to 1 (`prune_graph`).
+        edge_threshold: Share of the influence that kept edges hold, 0 to 1 (`prune_graph`).
+        most_edges: Only so many links are drawn, those that carry most influence, of which their width tells.
+        most_names: Only the features of most influence are named.
+
+    Returns:
+        The matplotlib figure.
+
+    Raises:
+        CircuitTracerError: Without matplotlib.
     """
     require_matplotlib()
     pruned = prune_graph(graph, node_threshold, edge_threshold)

@@ -19,6 +19,7 @@ from circuit_tracer.circuits.story.scene import Scene
 from circuit_tracer.circuits.story.story import Done, Evidence, Measurement, Quantity
 from circuit_tracer.circuits.story.words import percent
 from circuit_tracer.graph.validation import GroupEffect, GroupLink, GroupTest
+from circuit_tracer.graph.words import feature_noun
 
 SAME = 0.01
 PART = 0.5
@@ -54,9 +55,9 @@ class Tested:
             return None
         circuit = self.test.circuit["constrained"]
         text = (
-            f"Without the {effect.n_features} features of these groups {self._left(effect)}. With nothing but the groups "
-            f"spoken of here, attention as it was, it is {self._amount(circuit.only)} (with nothing at all "
-            f"{self._amount(circuit.nothing)})."
+            f"Without the {effect.n_features} {feature_noun(self.scene.graph)}s of these groups {self._left(effect)}. With "
+            f"nothing but the groups spoken of here, attention as it was, it is {self._amount(circuit.only)} (with nothing "
+            f"at all {self._amount(circuit.nothing)})."
         )
         worth = self._worth(effect)
         return Evidence(text, _as_said(worth[1]) and self._stands_out(effect), worth)

@@ -27,10 +27,13 @@ Quantity = Literal["probability", "score", "value", "pre-activation", "logit"]
 
 @dataclass(frozen=True)
 class Measurement:
-    """A number before and after an intervention. nodes: what was taken out or swapped. read: title of what the number is of.
+    """A number before and after an intervention.
 
-    predicted: what the graph says `after` would be; None where it says nothing. random: the mean of random groups of the same
-    size; None where none were drawn.
+    Attributes:
+        nodes: What was taken out or swapped.
+        read: Title of what the number is of.
+        predicted: What the graph says `after` would be; None where it says nothing.
+        random: The mean of random groups of the same size; None where none were drawn.
     """
 
     done: Done
@@ -45,7 +48,11 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Evidence:
-    """What testing a sentence gave. holds: whether it speaks for the sentence; what counts as that, evidence.py says."""
+    """What testing a sentence gave.
+
+    Attributes:
+        holds: Whether it speaks for the sentence; what counts as that, evidence.py says.
+    """
 
     text: str
     holds: bool
@@ -54,8 +61,12 @@ class Evidence:
 
 @dataclass(frozen=True)
 class Sentence:
-    """One claim of the graph. node_ids: the nodes it is about. evidence: None if nothing tested it. rephrased_by: the language
-    model that put it into these words; None: they are the template's.
+    """One claim of the graph.
+
+    Attributes:
+        node_ids: The nodes it is about.
+        evidence: None if nothing tested it.
+        rephrased_by: The language model that put it into these words; None: they are the template's.
     """
 
     kind: Kind
@@ -72,7 +83,11 @@ class Sentence:
 
 @dataclass(frozen=True)
 class Story:
-    """The sentences, and what they leave out. target: title of the output that is explained."""
+    """The sentences, and what they leave out.
+
+    Attributes:
+        target: Title of the output that is explained.
+    """
 
     title: str
     prompt: str

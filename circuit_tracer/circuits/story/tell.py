@@ -42,13 +42,32 @@ def tell(
 ) -> Story:
     """The story of a graph with named groups; it is also kept as ``graph.story``, which files and pages carry.
 
-    model: the one that the graph was traced with; without it no sentence is tested. contrasts: graphs of other prompts, whose
-    groups are put in the place of this one's. wording: a language model that may reword sentences, and nothing else
-    (rephrase.py). random_groups: draws, for each group, of as many other features, beside which its
-    effect is seen. Deterministic for a seed. Cost with a model: that of `measure_groups`, and two passes a swap.
+    Deterministic for a seed. Cost with a model: that of `measure_groups`, and two passes a swap.
 
-    Raises InputError for groups that the graph does not have and for contrasts of another length, CompatibilityError for a
-    graph of another model or dictionary.
+    Args:
+        graph: The attribution graph.
+        model: The one that the graph was traced with; without it no sentence is tested.
+        grouping: Its groups, with names (`name_groups`).
+        contrasts: Graphs of other prompts, whose groups are put in the place of this one's.
+        wording: A language model that may reword sentences, and nothing else (rephrase.py).
+        random_groups: Draws, for each group, of as many other features, beside which its effect is seen.
+        seed: Of the random groups.
+        batch_size: How many runs share a pass.
+
+    Returns:
+        The story, whose sentences carry what tested them.
+
+    Raises:
+        InputError: For groups that the graph does not have and for contrasts of another length.
+        CompatibilityError: For a graph of another model or dictionary.
+
+    Examples:
+        >>> from circuit_tracer.circuits.naming import name_groups
+        >>> from circuit_tracer.circuits.story import tell
+        >>> from circuit_tracer.demo import load_labels
+        >>> named = name_groups(graph, graph.supernodes(), labels=load_labels())
+        >>> tell(graph, model, named, random_groups=1).sentences[0].text
+        'After “the capital of the state containing Dallas is” the model says “Austin” with 99.7 %.'
     """
     started = time.perf_counter()
     scene = Scene(graph, grouping)

@@ -23,6 +23,9 @@ def absolute_values() -> Toy:
     """The toy; its first prompt is the repeated one.
 
     Coordinates: the inputs x, then u, then v.
+
+    Returns:
+        The toy.
     """
     n_pairs = INPUTS // 2
     width = even(2 * INPUTS + n_pairs)

@@ -20,7 +20,14 @@ GATE = 10.0  # what a true gate writes; the next layer finds it more easily than
 def boolean_circuit(depth: int = 2) -> Toy:
     """The toy of a depth of 2 or more: 2**depth bits, prompts such as "a1 b0 c1 d1", answers "true" and "false".
 
-    Coordinates: the bits (-1 or 1), then the gates (0 or GATE) layer by layer, the root last; and 1 for the question itself.
+    Coordinates: the bits (-1 or 1), then the gates (0 or GATE) layer by layer, the root last; and 1 for the question
+    itself.
+
+    Args:
+        depth: Of the tree, 2 or more.
+
+    Returns:
+        The toy.
     """
     n_bits = 2**depth
     sizes = [n_bits >> level for level in range(depth + 1)]

@@ -25,7 +25,14 @@ Kind = Literal["plt", "clt"]
 
 
 def exact(toy: Toy) -> TranscoderSet:
-    """The circuit's own units as per-layer transcoders without any error: graphs of it are the truth."""
+    """The circuit's own units as per-layer transcoders without any error: graphs of it are the truth.
+
+    Args:
+        toy: The toy.
+
+    Returns:
+        A transcoder a layer, without error.
+    """
     layers = {}
     for number, units in enumerate(toy.layers):
         weights = LayerWeights(toy.name, units.read_MD, units.write_MD, units.bias_M, torch.zeros(toy.width))
@@ -42,7 +49,19 @@ def contexts(toy: Toy) -> Contexts:
 
 
 def trained(toy: Toy, kind: Kind, features: int, active: float, steps: int = 1000, seed: int = 0) -> Transcoders:
-    """A dictionary of `features` a layer, of which `active` are on a prompt on average (some ten seconds on one core)."""
+    """A dictionary of `features` a layer, of which `active` are on a prompt on average (some ten seconds on one core).
+
+    Args:
+        toy: The toy.
+        kind: "plt" or "clt".
+        features: A layer.
+        active: Features that are on, on average a prompt.
+        steps: Of training.
+        seed: Of whatever is drawn at random.
+
+    Returns:
+        The trained dictionary.
+    """
     recipe = TranscoderRecipe(
         n_features=features,
         active=active,

@@ -49,9 +49,13 @@ class Units:
 class Toy:
     """A circuit with its prompts.
 
-    words: the vocabulary in the order of ids. embedding_VD: what a word adds to the coordinates. unembedding_VD: what the
-    coordinates add to a word's logit; its mean over words is zero, so that demeaned logits are logits. prompts_NP: ids of all
-    prompts; weight_N: how often each is drawn in training, as shares.
+    Attributes:
+        words: The vocabulary in the order of ids.
+        embedding_VD: What a word adds to the coordinates.
+        unembedding_VD: What the coordinates add to a word's logit; its mean over words is zero, so that demeaned logits are
+            logits.
+        prompts_NP: Ids of all prompts.
+        weight_N: How often each is drawn in training, as shares.
     """
 
     name: str
@@ -79,7 +83,14 @@ def even(width: int) -> int:
 
 @torch.no_grad()
 def language_model(toy: Toy) -> LlamaForCausalLM:
-    """The circuit as a Llama in float32."""
+    """The circuit as a Llama in float32.
+
+    Args:
+        toy: The toy.
+
+    Returns:
+        A transformers model whose weights are the circuit.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     n_pos = toy.prompts_NP.shape[1]
@@ -130,5 +141,13 @@ def tokenizer(toy: Toy) -> PreTrainedTokenizerFast:
 
 
 def replacement_model(toy: Toy, transcoders: Transcoders) -> ReplacementModel:
-    """The model with a dictionary, ready to be traced."""
+    """The model with a dictionary, ready to be traced.
+
+    Args:
+        toy: The toy.
+        transcoders: The dictionary.
+
+    Returns:
+        The model, ready for `attribute`.
+    """
     return ReplacementModel.from_model(language_model(toy), transcoders, tokenizer(toy), toy.name)

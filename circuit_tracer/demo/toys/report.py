@@ -31,7 +31,15 @@ Claims = dict[str, dict[str, float]]  # by dictionary, then by claim
 
 
 def report(steps: int = 800, seeds: Sequence[int] = (0, 1, 2)) -> dict[str, Claims]:
-    """What each dictionary claims about each toy: means over `seeds` of training, of `steps` each (some minutes)."""
+    """What each dictionary claims about each toy: means over `seeds` of training, of `steps` each (some minutes).
+
+    Args:
+        steps: Of training.
+        seeds: Of training, one run each.
+
+    Returns:
+        What each dictionary claims, by toy.
+    """
     return {
         "boolean circuit": claims_of(boolean_circuit(), BOOLEAN_SIZE, steps, seeds, boolean_claims),
         "absolute value": claims_of(absolute_values(), ABSOLUTE_SIZE, steps, seeds, absolute_claims),
@@ -114,7 +122,14 @@ def claims_of(
 
 
 def table(claims: Claims) -> list[str]:
-    """Lines of text: one a claim, one column a dictionary."""
+    """Lines of text: one a claim, one column a dictionary.
+
+    Args:
+        claims: Of one toy.
+
+    Returns:
+        Lines of text.
+    """
     head = f"  {'':34}" + "".join(f"{name:>18}" for name in claims)
     names = next(iter(claims.values()))
     return [head, *(f"  {name:34}" + "".join(f"{found[name]:18.3f}" for found in claims.values()) for name in names)]

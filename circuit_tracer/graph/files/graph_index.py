@@ -15,7 +15,17 @@ INDEX_NAME = "graph-metadata.json"
 
 
 def read_index(folder: str | Path) -> list[dict[str, Any]]:
-    """The metadata of all graphs of a folder; empty if there is no index. Raises FileFormatError if it is damaged."""
+    """The metadata of all graphs of a folder; empty if there is no index.
+
+    Args:
+        folder: Of `{slug}.json` files.
+
+    Returns:
+        Metadata of a graph each, as in `graph-metadata.json`.
+
+    Raises:
+        FileFormatError: If it is damaged.
+    """
     graphs, path = _read(Path(folder)), Path(folder) / INDEX_NAME
     return [_entry(entry, path) for entry in graphs]
 
@@ -58,7 +68,12 @@ def _read(folder: Path) -> list[Any]:
 
 
 def add_to_index(folder: str | Path, metadata: dict[str, Any]) -> None:
-    """Add a graph's metadata, in place of the entry of the same slug if there is one; other processes wait meanwhile."""
+    """Add a graph's metadata, in place of the entry of the same slug if there is one; other processes wait meanwhile.
+
+    Args:
+        folder: Of `{slug}.json` files.
+        metadata: As in the graph's JSON.
+    """
     with writing_graphs(folder):
         graphs = read_index(folder)
         slugs = [entry.get("slug") for entry in graphs]

@@ -68,10 +68,18 @@ _RECONSTRUCTION = tuple(f"reconstruction.{field.name}" for field in fields(Recon
 
 
 def save_graph(graph: Graph, path: str | Path) -> Path:
-    """Write a graph; ``load_graph`` gives all of it back, bit for bit. Returns the path.
+    """Write a graph; ``load_graph`` gives all of it back, bit for bit.
 
-    Raises InputError if the provenance holds anything but JSON values, ResourceError if the disk is full (an older
-    file of that name stays as it was).
+    Args:
+        graph: The attribution graph.
+        path: The file, usually `.safetensors`.
+
+    Returns:
+        The path.
+
+    Raises:
+        InputError: If the provenance holds anything but JSON values.
+        ResourceError: If the disk is full (an older file of that name stays as it was).
     """
     header = _header(graph)
     tensors = {name: _tensor_of(graph, name) for name in _names_of(graph)}
@@ -86,11 +94,20 @@ def save_graph(graph: Graph, path: str | Path) -> Path:
 
 
 def load_graph(path: str | Path, max_residual: float | None = None) -> Graph:
-    """Read a graph onto the CPU. max_residual: the largest residual of the sum rule that is let through, if larger than what
-    is promised (`Graph.require_balance`).
+    """Read a graph onto the CPU.
 
-    Raises InputError if there is no such file; FileFormatError if it is foreign, damaged, incomplete, or of a newer
-    version than this one reads; NumericalError for numbers that are not finite and for rows that do not add up.
+    Args:
+        path: The file.
+        max_residual: The largest residual of the sum rule that is let through, if larger than what is promised
+            (`Graph.require_balance`).
+
+    Returns:
+        The graph, on the CPU.
+
+    Raises:
+        InputError: If there is no such file.
+        FileFormatError: If it is foreign, damaged, incomplete, or of a newer version than this one reads.
+        NumericalError: For numbers that are not finite and for rows that do not add up.
     """
     path = Path(path)
     header, tensors, sealed = _read(path)
@@ -130,7 +147,14 @@ def interrupted_trace(path: str | Path) -> bool | None:
 
 
 def is_native(path: str | Path) -> bool:
-    """Whether the file begins as a native graph does; reads the header only."""
+    """Whether the file begins as a native graph does; reads the header only.
+
+    Args:
+        path: The file.
+
+    Returns:
+        Whether it is a native file.
+    """
     try:
         with open_file(path) as file:
             size = int.from_bytes(file.read(8), "little")
@@ -281,7 +305,14 @@ def _unfinished(header: dict[str, Any], tensors: dict[str, Tensor]) -> Unfinishe
 
 
 def as_graph(graph_or_path: Graph | str | Path) -> Graph:
-    """The graph itself, or the one in a file: native, or circuit-tracer's ``.pt``."""
+    """The graph itself, or the one in a file: native, or circuit-tracer's ``.pt``.
+
+    Args:
+        graph_or_path: A graph, or the path of a file.
+
+    Returns:
+        The graph, on the CPU.
+    """
     if isinstance(graph_or_path, Graph):
         return graph_or_path
     if is_native(graph_or_path):

@@ -36,9 +36,26 @@ _BALANCE = ("bias", "unselected", "unselected_mass", "pre_activation")
 
 
 def to_networkx(graph: Graph, pruned: PruneResult | None = None) -> networkx.DiGraph:
-    """The graph, or what ``pruned`` leaves of it. Raises InputError if two targets would have the same name.
+    """The graph, or what ``pruned`` leaves of it.
 
     Active features that were not selected, the reconstruction and a validation report are not carried over.
+
+    Args:
+        graph: The attribution graph.
+        pruned: What to leave of it; None: all.
+
+    Returns:
+        Nodes by id with `kind`, `layer`, `position` and others; edges from source to target with `weight`.
+
+    Raises:
+        InputError: If two targets would have the same name.
+
+    Examples:
+        >>> from circuit_tracer import prune_graph
+        >>> from circuit_tracer.graph.files import to_networkx
+        >>> small = to_networkx(graph, prune_graph(graph))
+        >>> small.nodes["5_101_8"]["kind"]
+        'target'
     """
     import networkx as nx
 
@@ -70,8 +87,17 @@ def to_networkx(graph: Graph, pruned: PruneResult | None = None) -> networkx.DiG
 
 
 def from_networkx(source: networkx.DiGraph) -> Graph:
-    """The graph that ``to_networkx`` made, possibly with nodes or edges removed since (tokens, targets and errors that
-    are missing come back without edges). Raises FileFormatError if attributes are missing or nodes are unknown.
+    """The graph that ``to_networkx`` made, possibly with nodes or edges removed since (tokens, targets and errors that are
+    missing come back without edges).
+
+    Args:
+        source: Made by `to_networkx`.
+
+    Returns:
+        The graph.
+
+    Raises:
+        FileFormatError: If attributes are missing or nodes are unknown.
     """
     try:
         return _assemble(source)

@@ -75,8 +75,18 @@ _STAND_INS: list[tuple[re.Pattern[str], type]] = [
 def load_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph:
     """Read a graph of any version of circuit-tracer, or one written by ``save_pt``.
 
-    Only tensors, plain values and the records named above are accepted; nothing in the file is executed. Raises
-    InputError if there is no such file, FileFormatError if it is no such graph or names anything else.
+    Only tensors, plain values and the records named above are accepted; nothing in the file is executed.
+
+    Args:
+        path: The file.
+        map_location: Where its tensors go.
+
+    Returns:
+        The graph.
+
+    Raises:
+        InputError: If there is no such file.
+        FileFormatError: If it is no such graph or names anything else.
     """
     path = Path(path)
     content = load_torch_archive(path, _STAND_INS, map_location)
@@ -110,8 +120,15 @@ def load_pt(path: str | Path, map_location: str | torch.device = "cpu") -> Graph
 def save_pt(graph: Graph, path: str | Path) -> None:
     """Write a file that circuit-tracer reads.
 
-    The matrix is dense: N * N * 4 bytes. Balance, target table, token strings and provenance have no place in this
-    format; ``Graph.save`` keeps them. Raises InputError for a graph with errors of attention, which has none either.
+    The matrix is dense: N * N * 4 bytes. Balance, target table, token strings and provenance have no place in this format;
+    ``Graph.save`` keeps them.
+
+    Args:
+        graph: The attribution graph.
+        path: The file.
+
+    Raises:
+        InputError: For a graph with errors of attention, which has none either.
     """
     if graph.attention:
         raise InputError(

@@ -31,14 +31,28 @@ _OLD_ERROR_ID = re.compile(r"0_(\d+)_(\d+)")
 
 
 def load_viewer_json(path: str | Path) -> dict[str, Any]:
-    """The document in a plain or gzipped JSON file, without its digests. Raises InputError or FileFormatError, also for one
-    that was changed since it was written with digests (`sealed_graph`).
+    """The document in a plain or gzipped JSON file, without its digests.
+
+    Args:
+        path: The file.
+
+    Returns:
+        The document, plain values.
+
+    Raises:
+        InputError: If it cannot be opened.
+        FileFormatError: For what is no JSON, and for a document that was changed since it was written with digests
+            (`sealed_graph`).
     """
-    document = read_json(path, halves=True)
+    return viewer_document(read_json(path, halves=True), str(path))
+
+
+def viewer_document(document: Any, source: str) -> dict[str, Any]:
+    """``load_viewer_json`` of what was read already, from ``source``. Raises FileFormatError."""
     if not isinstance(document, dict) or not {"metadata", "nodes", "links"} <= set(document):
-        raise FileFormatError(f"{path} is no graph: it lacks metadata, nodes or links at its top level")
-    _require_rows(document, path)
-    return _unsealed_graph(document, str(path))
+        raise FileFormatError(f"{source} is no graph: it lacks metadata, nodes or links at its top level")
+    _require_rows(document, source)
+    return _unsealed_graph(document, source)
 
 
 def sealed_graph(document: Mapping[str, Any]) -> dict[str, Any]:
@@ -100,12 +114,19 @@ def _require_rows(document: dict[str, Any], source: str | Path) -> None:
 def from_json(document_or_path: dict[str, Any] | str | Path) -> networkx.DiGraph:
     """A viewer's graph as a networkx DiGraph from sources to targets, with edge attribute ``weight``.
 
-    Nodes are named by node_id and keep all fields of the file; added are kind (as in ``to_networkx``), layer as an
-    int (-1 for tokens), position, and for transcoder features of schema 1 their index. Error ids of the old form
-    ``0_{l}_{p}`` become ``{l}_-1_{p}``. Graph attributes: metadata, q_params (typed, see ``typed_q_params``), and
-    repairs: sentences about everything that was mended, empty for a clean file.
+    Nodes are named by node_id and keep all fields of the file; added are kind (as in ``to_networkx``), layer as an int (-1
+    for tokens), position, and for transcoder features of schema 1 their index. Error ids of the old form ``0_{l}_{p}``
+    become ``{l}_-1_{p}``. Graph attributes: metadata, q_params (typed, see ``typed_q_params``), and repairs: sentences
+    about everything that was mended, empty for a clean file.
 
-    Raises FileFormatError if nodes or links lack what makes them nodes or links.
+    Args:
+        document_or_path: The document, or the path of a file.
+
+    Returns:
+        The DiGraph, edges from source to target.
+
+    Raises:
+        FileFormatError: If nodes or links lack what makes them nodes or links.
     """
     import networkx as nx
 
@@ -138,7 +159,14 @@ def features_of(document: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
 
 
 def typed_q_params(q_params: dict[str, Any]) -> dict[str, Any]:
-    """A saved view with the types of R9, from what viewers write: comma-joined or JSON strings, and nulls."""
+    """A saved view with the types of R9, from what viewers write: comma-joined or JSON strings, and nulls.
+
+    Args:
+        q_params: As in a viewer's file.
+
+    Returns:
+        The view with lists, numbers and no nulls.
+    """
     pinned, groups = q_params.get("pinnedIds"), q_params.get("supernodes")
     if isinstance(pinned, str):
         pinned = [name for name in pinned.split(",") if name]

@@ -43,8 +43,20 @@ _SETTINGS = {"max_n_logits": int, "desired_logit_prob": float, "batch_size": int
 def validate_document(document: Any, target: ExportTarget = "local") -> list[str]:
     """Everything wrong with a graph JSON, as sentences; empty if nothing is.
 
-    Checks types, required fields, unique ids, links that lead nowhere, and the conditions under which a viewer shows
-    a blank page or an error. ``target`` "neuronpedia" adds the rules of uploading.
+    Checks types, required fields, unique ids, links that lead nowhere, and the conditions under which a viewer shows a
+    blank page or an error. ``target`` "neuronpedia" adds the rules of uploading.
+
+    Args:
+        document: Plain values, as parsed.
+        target: "local", or "neuronpedia" for the rules of uploading.
+
+    Returns:
+        What is wrong, a sentence each.
+
+    Examples:
+        >>> from circuit_tracer.graph.files import load_viewer_json, validate_document
+        >>> validate_document(load_viewer_json(graph.to_json("dallas", "graphs")))
+        []
     """
     if not isinstance(document, dict):
         return [f"the file holds a {type(document).__name__}; expected an object with metadata, qParams, nodes, links"]

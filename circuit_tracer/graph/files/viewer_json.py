@@ -71,18 +71,38 @@ def create_graph_files(
     info: Mapping[str, Any] | None = None,
     view: View | None = None,
 ) -> Path:
-    """Prune a graph and write ``{slug}.json`` and its entry in ``graph-metadata.json``; returns the path of the former.
-
-    graph_or_path: a graph, or a native or ``.pt`` file. output_path: a folder, made if needed; checked before any
-    work. scan: identifies the transcoders, default the graph's, else the model's name; for ``target`` "neuronpedia"
-    it must be one of its model ids. labels: texts for nodes, by node id or by (layer, index) of features; they come before
-    those that the graph keeps. token_strings: P texts, for graphs that do not hold them (those of circuit-tracer).
-    feature_details, info: as the schema describes them. view: pinned nodes and supernodes to open with; its labels come before
-    ``labels``.
+    """Prune a graph and write ``{slug}.json`` and its entry in ``graph-metadata.json``.
 
     Needs no network. The files replace older ones only when complete; pins, supernodes and labels that people put into an
-    older one of the same graph move into the new one, and what cannot is said and kept in a file beside it. Raises InputError
-    for anything that a viewer would not show, naming all of it, before a file is written; ResourceError if the disk is full.
+    older one of the same graph move into the new one, and what cannot is said and kept in a file beside it.
+
+    Args:
+        graph_or_path: A graph, or a native or ``.pt`` file.
+        slug: Name of the files, and of the graph in viewers.
+        output_path: A folder, made if needed; checked before any work.
+        scan: Identifies the transcoders, default the graph's, else the model's name; for ``target`` "neuronpedia" it must
+            be one of its model ids.
+        node_threshold: Share of the influence that kept nodes hold, 0 to 1 (`prune_graph`).
+        edge_threshold: Share of the influence that kept edges hold, 0 to 1 (`prune_graph`).
+        policy: How nodes are kept: "circuit-tracer" or "paper" (`prune_graph`).
+        target: "local", or "neuronpedia" for its rules of uploading.
+        labels: Texts for nodes, by node id or by (layer, index) of features; they come before those that the graph keeps.
+        token_strings: P texts, for graphs that do not hold them (those of circuit-tracer).
+        feature_details: As the schema describes them.
+        info: As the schema describes them.
+        view: Pinned nodes and supernodes to open with; its labels come before ``labels``.
+
+    Returns:
+        The path of `{slug}.json`.
+
+    Raises:
+        InputError: For anything that a viewer would not show, naming all of it, before a file is written.
+        ResourceError: If the disk is full.
+
+    Examples:
+        >>> from circuit_tracer import create_graph_files
+        >>> create_graph_files(graph, "dallas", "graphs").name
+        'dallas.json'
     """
     check_slug(slug)
     folder = require_writable_folder(output_path)

@@ -20,7 +20,18 @@ from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position: Tensor, index: Tensor) -> Tensor:
     """Activations (n,) of features `index` (n,) at `position` (n,), for the layer's inputs x (P, D).
 
-    Only the encoder rows of these features are read, unless features are compared with each other (TopK) or chosen by a router.
+    Only the encoder rows of these features are read, unless features are compared with each other (TopK) or chosen by a
+    router.
+
+    Args:
+        transcoders: The dictionary.
+        layer: The layer.
+        x_PD: (P, D) what the layer's features read.
+        position: (n,) int64.
+        index: (n,) int64.
+
+    Returns:
+        (n,) activations, in the dictionary's own units.
     """
     if isinstance(transcoders, Stacked):  # each part chooses among its own features
         found = torch.zeros(len(index), dtype=x_PD.dtype, device=x_PD.device)

@@ -64,12 +64,31 @@ def apply_edits(
 ) -> Outcome:
     """One intervention on a prompt: text, ids, a graph (checked to be of this model), or a clean run done before.
 
-    Several edits act together. watch: features whose changes are reported: "all" that are active before or after, "none"
-    (then only encoder rows of edited features are read, but for TopK), or chosen ones (`FeatureAt`, position None: everywhere).
+    Several edits act together.
 
-    An intervention that leaves every activation as it is gives the clean run, bitwise. Raises InputError for what does not
-    exist, cannot be or contradicts itself, CompatibilityError for a graph or clean run of another model or dictionary,
-    ResourceError when attention is frozen and its patterns do not fit into memory.
+    An intervention that leaves every activation as it is gives the clean run, bitwise.
+
+    Args:
+        model: The replacement model.
+        prompt: The prompt: text, token ids (P,), a graph, or a clean run done before.
+        edits: One edit or several, which act together.
+        semantics: What reacts: "direct", "constrained", "iterative", or a `Semantics`.
+        watch: Features whose changes are reported: "all" that are active before or after, "none" (then only encoder rows of
+            edited features are read, but for TopK), or chosen ones (`FeatureAt`, position None: everywhere).
+
+    Returns:
+        Logits, tokens and features beside those of the clean run.
+
+    Raises:
+        InputError: For what does not exist, cannot be or contradicts itself.
+        CompatibilityError: For a graph or clean run of another model or dictionary.
+        ResourceError: When attention is frozen and its patterns do not fit into memory.
+
+    Examples:
+        >>> from circuit_tracer.interventions import FeatureAt, apply_edits, scale
+        >>> outcome = apply_edits(model, graph, scale(FeatureAt(0, 7, 78), -1))
+        >>> outcome.changed_top, outcome.logits.shape
+        (True, torch.Size([9, 1099]))
     """
     return apply_each(model, prompt, [[edits] if isinstance(edits, Edit | HeadEdit) else edits], semantics, watch)[0]
 
@@ -87,6 +106,20 @@ def apply_each(
 ) -> list[Outcome]:
     """Interventions on one prompt, each by itself, `batch_size` of them to a pass; results do not depend on it beyond
     rounding. Otherwise as `apply_edits`.
+
+    Args:
+        model: The replacement model.
+        prompt: The prompt: text, token ids (P,), a graph, or a clean run done before.
+        experiments: A sequence of edits each.
+        semantics: What reacts: "direct", "constrained", "iterative", or a `Semantics`.
+        watch: Features whose changes are reported, as `apply_edits` says.
+        batch_size: How many runs share a pass; changes no result beyond rounding.
+
+    Returns:
+        An outcome an experiment, in order.
+
+    Raises:
+        CircuitTracerError: As `apply_edits`.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")

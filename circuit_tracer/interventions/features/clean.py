@@ -36,10 +36,15 @@ FLIPPED = 0.02  # share of features that may fall on the other side of their thr
 class CleanRun:
     """One pass over a prompt, text, ids or a graph, whose prompt it then is.
 
-    patterns: False when attention will not be frozen, so that a prompt whose attention patterns do not fit into memory can
-    be run; ResourceError otherwise.
-    Raises CompatibilityError for a graph that was not traced on this model with these transcoders: sizes or fingerprints
-    differ, or the activations that it holds are not those found here.
+    Args:
+        model: The replacement model.
+        prompt: Text, token ids (P,), or a graph.
+        patterns: False when attention will not be frozen, so that a prompt whose attention patterns do not fit into memory
+            can be run; ResourceError otherwise.
+
+    Raises:
+        CompatibilityError: For a graph that was not traced on this model with these transcoders: sizes or fingerprints
+            differ, or the activations that it holds are not those found here.
     """
 
     @plain_torch()

@@ -60,9 +60,10 @@ Features = FeatureAt | Supernode | tuple[int, int] | tuple[int, "int | None", in
 class Edit:
     """One change of features; made by the functions below.
 
-    at: where: a position (negative: from the end), several, a slice, "prompt", "generated" (tokens to come), "all" (both),
-    or None: each feature at its own position, everywhere if it has none. The named places leave out the positions that
-    attribution leaves out (0; the chat prefix of Gemma 3); a number or slice can reach them.
+    Attributes:
+        at: Where: a position (negative: from the end), several, a slice, "prompt", "generated" (tokens to come), "all"
+            (both), or None: each feature at its own position, everywhere if it has none. The named places leave out the
+            positions that attribution leaves out (0; the chat prefix of Gemma 3); a number or slice can reach them.
     """
 
     how: How
@@ -82,7 +83,9 @@ class Edit:
             object.__setattr__(self, "source_at", _position(self.source_at))
 
     def __str__(self) -> str:
-        what = self.name or ", ".join(map(str, self.features[:3])) + (", ..." if len(self.features) > 3 else "")
+        names = [f"{each}{place_text(each.position if self.at is None else self.at)}" for each in self.features[:3]]
+        listed = ", ".join(names) + (", ..." if len(self.features) > 3 else "")
+        what = listed if self.name is None else f"{self.name}{place_text(self.at)}"
         words = {
             "set": f"set to {self.amount:g}",
             "scale": f"scaled by {self.amount:g}",
@@ -92,7 +95,16 @@ class Edit:
 
 
 def set_to(features: Features, value: float, at: Positions = None) -> Edit:
-    """The features' activations become `value`."""
+    """The features' activations become `value`.
+
+    Args:
+        features: A feature, several, or a `Supernode`.
+        value: The new activation, in the dictionary's own units.
+        at: Where; None: each feature's own position. See `Edit`.
+
+    Returns:
+        The edit.
+    """
     return Edit("set", features_of(features), value, at, name=_name(features))
 
 
@@ -101,27 +113,78 @@ def scale(features: Features, factor: float, at: Positions = None) -> Edit:
 
     -1 is the usual way to suppress. A feature that is inactive wherever the edit reaches cannot be scaled: 0 times anything
     is 0.
+
+    Args:
+        features: A feature, several, or a `Supernode`.
+        factor: On the clean activation.
+        at: Where; None: each feature's own position. See `Edit`.
+
+    Returns:
+        The edit.
     """
     return Edit("scale", features_of(features), factor, at, name=_name(features))
 
 
 def ablate(features: Features, at: Positions = None) -> Edit:
-    """The features' activations become 0; where they are 0 already, nothing changes."""
+    """The features' activations become 0; where they are 0 already, nothing changes.
+
+    Args:
+        features: A feature, several, or a `Supernode`.
+        at: Where; None: each feature's own position. See `Edit`.
+
+    Returns:
+        The edit.
+
+    Examples:
+        >>> from circuit_tracer.interventions import FeatureAt, ablate
+        >>> ablate([FeatureAt(0, 7, 78), FeatureAt(0, None, 14)]).how
+        'set'
+    """
     return set_to(features, 0.0, at)
 
 
 def add(features: Features, amount: float, at: Positions = None) -> Edit:
-    """`amount` is added to each activation of the clean prompt (on generated tokens: to what it would be there)."""
+    """`amount` is added to each activation of the clean prompt (on generated tokens: to what it would be there).
+
+    Args:
+        features: A feature, several, or a `Supernode`.
+        amount: In the dictionary's own units.
+        at: Where; None: each feature's own position. See `Edit`.
+
+    Returns:
+        The edit.
+    """
     return Edit("add", features_of(features), amount, at, name=_name(features))
 
 
 def take_from(features: Features, source: Prompt, at: Positions = None, source_at: int | None = None) -> Edit:
-    """The features get the activations that they have on another prompt, at `source_at`, or (None) at the same position."""
+    """The features get the activations that they have on another prompt, at `source_at`, or (None) at the same position.
+
+    Args:
+        features: A feature, several, or a `Supernode`.
+        source: The other prompt: text or token ids.
+        at: Where; None: each feature's own position. See `Edit`.
+        source_at: Position there; None: the same as here.
+
+    Returns:
+        The edit.
+    """
     return Edit("take", features_of(features), 0.0, at, source, source_at, _name(features))
 
 
 def nodes_of(graph: Graph, nodes: Iterable[int]) -> tuple[FeatureAt, ...]:
-    """Feature nodes of a graph, by number. Raises InputError for a node that is no feature."""
+    """Feature nodes of a graph, by number.
+
+    Args:
+        graph: The attribution graph.
+        nodes: Numbers of feature nodes.
+
+    Returns:
+        A place (layer, position, feature) each, in order.
+
+    Raises:
+        InputError: For a node that is no feature.
+    """
     count, found = graph.nodes.layout.n_features, []
     for node in nodes:
         if not 0 <= int(node) < count:
@@ -172,6 +235,15 @@ def plain_place(at: Any) -> int | slice | tuple[int, ...] | str | None:
         return slice(*(None if end is None else _position(end) for end in (at.start, at.stop)))
     at = at.tolist() if hasattr(at, "tolist") else at
     return tuple(map(_position, at)) if isinstance(at, Iterable) else _position(at)
+
+
+def place_text(at: Positions) -> str:
+    """A place as the command line writes it behind a feature or head: @6, @2:5, @all; nothing for None."""
+    if at is None:
+        return ""
+    if isinstance(at, slice):
+        return "@" + ":".join("" if end is None else str(end) for end in (at.start, at.stop))
+    return f"@{at}" if isinstance(at, int | str) else f"@{list(at)}"
 
 
 def _position(place: Any) -> int:

@@ -31,7 +31,17 @@ if TYPE_CHECKING:
 def get_activations(
     model: Traceable, inputs: Prompt, sparse: bool = False, apply_activation_function: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """(logits (1, P, V), activations (L, P, F)) of a prompt; see `ReplacementModel.get_activations`."""
+    """(logits (1, P, V), activations (L, P, F)) of a prompt; see `ReplacementModel.get_activations`.
+
+    Args:
+        model: The replacement model.
+        inputs: The prompt: text, or token ids (P,).
+        sparse: Return activations as a sparse tensor.
+        apply_activation_function: False: pre-activations instead of activations.
+
+    Returns:
+        (logits (1, P, V), activations (L, P, F)).
+    """
     logits, activations = feature_intervention(
         model, inputs, [], apply_activation_function=apply_activation_function, sparse=sparse
     )
@@ -52,7 +62,21 @@ def feature_intervention(
     sparse: bool = False,
     return_activations: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
-    """(logits (1, P, V), activations (L, P, F) or None); see `ReplacementModel.feature_intervention`."""
+    """(logits (1, P, V), activations (L, P, F) or None); see `ReplacementModel.feature_intervention`.
+
+    Args:
+        model: The replacement model.
+        inputs: The prompt: text, or token ids (P,).
+        interventions: (layer, position, feature, value) each.
+        constrained_layers: Layers whose MLP outputs stay as they were; None: none.
+        freeze_attention: Keep attention patterns as on the clean prompt.
+        apply_activation_function: False: pre-activations instead of activations.
+        sparse: Return activations as a sparse tensor.
+        return_activations: False: None in their place.
+
+    Returns:
+        (logits (1, P, V), activations (L, P, F) or None).
+    """
     ids = model.ensure_tokenized(inputs)
     check_length(model.parts, ids)
     left_out = model.left_out(ids)
@@ -84,12 +108,28 @@ def freeze_for(
 def setup_intervention_with_freeze(
     model: Traceable, inputs: Prompt, constrained_layers: Iterable[int] | None = None
 ) -> tuple[Tensor, Freeze]:
-    """(activations (L, P, F) of the clean prompt, what to hold); see `ReplacementModel.setup_intervention_with_freeze`."""
+    """(activations (L, P, F) of the clean prompt, what to hold); see `ReplacementModel.setup_intervention_with_freeze`.
+
+    Args:
+        model: The replacement model.
+        inputs: The prompt: text, or token ids (P,).
+        constrained_layers: Layers whose MLP outputs stay as they were; None: none.
+
+    Returns:
+        (activations (L, P, F) of the clean prompt, what to hold).
+    """
     ids = model.ensure_tokenized(inputs)
     _, activations = get_activations(model, ids)
     return activations, Freeze(model, ids, constrained_layers)
 
 
 def zero_softcap(model: Traceable) -> AbstractContextManager[None]:
-    """See `ReplacementModel.zero_softcap`."""
+    """See `ReplacementModel.zero_softcap`.
+
+    Args:
+        model: The replacement model.
+
+    Returns:
+        A context manager; outside of it the model is as it was.
+    """
     return capture.zero_softcap(model.parts)

@@ -28,8 +28,12 @@ CHUNK = 2**16  # encoder rows gathered at a time
 class FeatureChanges:
     """n features at positions, before and after; sorted by (layer, position, feature). Columns have shape (n,).
 
-    before, after: activations. pre_before, pre_after: pre-activations, whose change is what a graph's edges predict. A
-    feature that was edited shows here what its encoder says, not the value it was given.
+    Attributes:
+        before: activations of the clean run.
+        after: activations with the intervention.
+        pre_before: Pre-activations of the clean run.
+        pre_after: Pre-activations with the intervention; the change is what a graph's edges predict. A feature that was
+            edited shows here what its encoder says, not the value it was given.
     """
 
     layer: Tensor

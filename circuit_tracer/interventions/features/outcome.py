@@ -37,9 +37,10 @@ class TokenChange(NamedTuple):
 class Outcome:
     """An intervention beside the clean run.
 
-    final: (P, D) output of the final norm, from which logits are made when asked for. features: what every observed feature
-    did; None when none was watched. values: the activation that each edited feature was given, by (layer, position,
-    feature).
+    Attributes:
+        final: (P, D) output of the final norm, from which logits are made when asked for.
+        features: What every observed feature did; None when none was watched.
+        values: The activation that each edited feature was given, by (layer, position, feature).
     """
 
     edits: tuple[Edit | HeadEdit, ...]

@@ -43,10 +43,16 @@ SHARE_FOR_UNNEEDED = 0.25  # of free memory, for attention patterns that nothing
 
 
 class Freeze:
-    """What stays as it was on the clean prompt: attention patterns; with layers held, their MLP outputs; with all layers
-    held, norm scales too, which makes the network the linear one of the attribution graph.
+    """What stays as it was on the clean prompt: attention patterns; with layers held, their MLP outputs; with all layers held,
+    norm scales too, which makes the network the linear one of the attribution graph.
 
-    norms: whether norm scales are held, None for the rule above. network: the clean prompt's, where it is known already.
+    Args:
+        model: The replacement model.
+        ids: (P,) of the prompt.
+        layers: Whose MLP outputs are held; None: none.
+        attention: Hold attention patterns.
+        norms: Whether norm scales are held, None for the rule above.
+        network: The clean prompt's, where it is known already.
     """
 
     def __init__(

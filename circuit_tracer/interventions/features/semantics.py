@@ -30,8 +30,10 @@ Kind = Literal["direct", "constrained", "iterative"]
 class Semantics:
     """One meaning in full.
 
-    layers: the range, None for all; direct has none. freeze_norms: None for circuit-tracer's rule: frozen exactly when all
-    layers are constrained, which makes the model the linear network whose edges the attribution graph holds.
+    Attributes:
+        layers: The range, None for all; direct has none.
+        freeze_norms: None for circuit-tracer's rule: frozen exactly when all layers are constrained, which makes the model
+            the linear network whose edges the attribution graph holds.
     """
 
     kind: Kind = "direct"

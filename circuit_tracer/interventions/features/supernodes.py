@@ -16,9 +16,18 @@ _FEATURE_ID = re.compile(r"(\d+)_(\d+)_(\d+)")  # layer, feature, position
 def saved_supernodes(path: str | Path) -> dict[str, Supernode]:
     """Supernodes by name, from the saved view (`qParams`) of a viewer's JSON file.
 
-    Features are taken at their positions; members that are no features (tokens, errors, outputs) cannot be intervened on and
-    are left out, and with them groups that hold nothing else. Raises InputError for two supernodes of one name or a file
-    without any, FileFormatError for a file that is no graph.
+    Features are taken at their positions; members that are no features (tokens, errors, outputs) cannot be intervened on
+    and are left out, and with them groups that hold nothing else.
+
+    Args:
+        path: A viewer's JSON file.
+
+    Returns:
+        Supernodes by name.
+
+    Raises:
+        InputError: For two supernodes of one name or a file without any.
+        FileFormatError: For a file that is no graph.
     """
     graph = from_json(path)
     found: dict[str, Supernode] = {}

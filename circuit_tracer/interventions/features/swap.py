@@ -22,13 +22,24 @@ def swap_groups(
     strength: float = 1.0,
     at: Mapping[int, int] | None = None,
 ) -> list[Edit]:
-    """Edits of `graph`'s prompt: the features of `group` become 0, those of the other prompt's group what they are there, times
-    `strength`.
+    """Edits of `graph`'s prompt: the features of `group` become 0, those of the other prompt's group what they are there,
+    times `strength`.
 
-    Groups are node ids; members that are no features (tokens, errors, outputs) cannot be intervened on and are left out. at:
-    this prompt's position for each position of the other's group; None: the same, for prompts of one length.
+    Groups are node ids; members that are no features (tokens, errors, outputs) cannot be intervened on and are left out.
 
-    Raises InputError for a node that its graph does not have, a group without features, a position without a place.
+    Args:
+        graph: Of the prompt that is changed.
+        group: Node ids of it.
+        other: The graph of the other prompt.
+        other_group: Node ids of that.
+        strength: Factor on the other prompt's activations.
+        at: This prompt's position for each position of the other's group; None: the same, for prompts of one length.
+
+    Returns:
+        Two edits or more for `apply_edits`.
+
+    Raises:
+        InputError: For a node that its graph does not have, a group without features, a position without a place.
     """
     if at is None and graph.n_pos != other.n_pos:
         raise InputError(

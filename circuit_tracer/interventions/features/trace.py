@@ -40,9 +40,20 @@ def attribute_edited(
 
     Features that are set have no incoming edges, whatever they would read, and their value as a bias; those set to 0 are no
     nodes. All else is as the model does it there: direct semantics only, attention frozen to the clean prompt's or (by
-    `Semantics`) reacting. options: as of `attribute`. `provenance["edits"]` says what was done.
+    `Semantics`) reacting.
 
-    Raises InputError for other semantics, edits of heads, and all that `apply_edits` refuses.
+    Args:
+        prompt: Text or token ids (P,).
+        model: The replacement model.
+        edits: One edit or several, which act together.
+        semantics: Direct only: attention frozen, or (by `Semantics`) reacting.
+        **options: Those of `attribute`; `provenance["edits"]` says what was done.
+
+    Returns:
+        The graph.
+
+    Raises:
+        InputError: For other semantics, edits of heads, and all that `apply_edits` refuses.
     """
     meaning = semantics_of(semantics)
     if meaning.kind != "direct":

@@ -25,7 +25,7 @@ from torch import Tensor
 
 from circuit_tracer.arguments import whole
 from circuit_tracer.errors import InputError, shortened
-from circuit_tracer.interventions.features.edits import Positions, plain_place
+from circuit_tracer.interventions.features.edits import Positions, place_text, plain_place
 from circuit_tracer.models.tokenization import Prompt
 
 Action = Literal["zero", "mean", "patch", "pattern", "freeze"]
@@ -38,10 +38,12 @@ TAKES: tuple[Action, ...] = ("patch", "pattern")  # from a prompt, or values
 class HeadEdit:
     """One change of one head.
 
-    at: queries: a position (negative: from the end), several, a slice, "prompt" (all but those that attribution leaves out),
-    or None: every one; of "mean", those that the mean is of, which are "prompt". source: another prompt (text or ids); for
-    "mean" one or several, whose positions are taken together. value: instead of a source, (n, d) for "patch" and (n, P) for
-    "pattern", for the n positions of the edit, or one row for all of them.
+    Attributes:
+        at: Queries: a position (negative: from the end), several, a slice, "prompt" (all but those that attribution leaves
+            out), or None: every one; of "mean", those that the mean is of, which are "prompt".
+        source: Another prompt (text or ids); for "mean" one or several, whose positions are taken together.
+        value: Instead of a source, (n, d) for "patch" and (n, P) for "pattern", for the n positions of the edit, or one row
+            for all of them.
     """
 
     layer: int
@@ -91,7 +93,7 @@ class HeadEdit:
             "pattern": "with the pattern " + ("of another prompt" if self.value is None else "replaced"),
             "freeze": "with its pattern held",
         }
-        return f"L{self.layer}H{self.head} {words[self.action]}"
+        return f"L{self.layer}H{self.head}{place_text(self.at)} {words[self.action]}"
 
 
 def _is_prompt(each: Any) -> bool:

@@ -95,7 +95,19 @@ def measure_patterns(
     """Where heads look, (layer, head, query) each, without and with an intervention; arguments as of `apply_edits`.
 
     One pass beside the clean run. Norms of queries and keys within attention react, whatever the semantics freeze.
-    Raises InputError for a layer, head or query that does not exist.
+
+    Args:
+        model: The replacement model.
+        prompt: The prompt: text, token ids (P,), a graph, or a clean run done before.
+        edits: One edit or several, which act together.
+        rows: (layer, head, query) each.
+        semantics: What reacts: "direct", "constrained", "iterative", or a `Semantics`.
+
+    Returns:
+        Patterns and scores before and after, (n, P) each.
+
+    Raises:
+        InputError: For a layer, head or query that does not exist.
     """
     meaning = semantics_of(semantics)
     clean = clean_run(model, prompt, meaning)

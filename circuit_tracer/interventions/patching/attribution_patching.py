@@ -58,8 +58,26 @@ def attribution_patching(
     positions: Iterable[int] | Literal["together"] | None = None,
     steps: int = 1,
 ) -> PatchTable:
-    """The table of `activation_patching`, estimated with `steps` backward passes. features: so many of the strongest at
-    these positions.
+    """The table of `activation_patching`, estimated with `steps` backward passes.
+
+    Args:
+        model: The replacement model.
+        clean: The prompt that is answered rightly.
+        corrupted: One of as many tokens.
+        metric: What is measured, such as `logit_difference`; None: the logit difference of the two prompts' answers.
+        mode: "denoising" puts clean activations into the corrupted run, "noising" the other way round.
+        sites: resid (the residual stream that enters a layer), attn_out, mlp_out, head.
+        features: So many of the strongest at these positions.
+        layers: None: all.
+        positions: None for every one, "together" for all at once (of sites only); a feature that names its position keeps
+            it.
+        steps: Backward passes, points on the way from one run to the other.
+
+    Returns:
+        The table, a row a patch, marked as estimated.
+
+    Raises:
+        InputError: As `activation_patching`.
     """
     if steps < 1 or features < 0:
         raise InputError(f"steps is {steps} and features {features}; they must be at least 1 and 0")

@@ -29,7 +29,16 @@ class Metric:
 
 
 def logit_difference(model: Traceable, token: str | int, other: str | int) -> Metric:
-    """logit(token) - logit(other); tokens by text or id."""
+    """logit(token) - logit(other); tokens by text or id.
+
+    Args:
+        model: Whose tokenizer reads the tokens.
+        token: The token, by text or id.
+        other: The one that is subtracted.
+
+    Returns:
+        The metric.
+    """
     first, second = token_id(model, token), token_id(model, other)
     if first == second:
         raise InputError(f"the logit difference of token {first} with itself is 0; name two tokens")
@@ -38,13 +47,29 @@ def logit_difference(model: Traceable, token: str | int, other: str | int) -> Me
 
 
 def probability(model: Traceable, token: str | int) -> Metric:
-    """Probability of a token."""
+    """Probability of a token.
+
+    Args:
+        model: Whose tokenizer reads the token.
+        token: The token, by text or id.
+
+    Returns:
+        The metric.
+    """
     wanted = token_id(model, token)
     return Metric(f"probability of {_text(model, wanted)!r}", lambda logits: torch.softmax(logits, dim=-1)[:, wanted])
 
 
 def log_probability(model: Traceable, token: str | int) -> Metric:
-    """Natural logarithm of the probability of a token."""
+    """Natural logarithm of the probability of a token.
+
+    Args:
+        model: Whose tokenizer reads the token.
+        token: The token, by text or id.
+
+    Returns:
+        The metric.
+    """
     wanted = token_id(model, token)
     label = f"log-probability of {_text(model, wanted)!r}"
     return Metric(label, lambda logits: torch.log_softmax(logits, dim=-1)[:, wanted])

@@ -126,11 +126,17 @@ def pair_of(model: Traceable, clean: Prompt, corrupted: Prompt, metric: Metric |
     if metric is None:
         answers = [int(each.argmax()) for each in logits]
         if answers[0] == answers[1]:
-            raise InputError(f"both prompts are answered with token {answers[0]}; name a metric that tells them apart")
+            (text,) = token_strings(logits[0].argmax(-1), model.tokenizer)
+            raise InputError(
+                f"both prompts are answered with {text!r}; say what tells them apart: a metric such as "
+                "logit_difference(model, token, other), or --answer TOKEN --instead OTHER"
+            )
         metric = logit_difference(model, *answers)
     values = [float(metric.of(each)) for each in logits]
     if abs(values[0] - values[1]) <= MINIMUM * max(abs(values[0]), abs(values[1])):
-        raise InputError(f"the {metric.label} is {values[0]:.6g} on both prompts; name a metric that tells them apart")
+        raise InputError(
+            f"the {metric.label} is {values[0]:.6g} on both prompts; name a metric (--answer, --instead) that tells them apart"
+        )
     base, donor = (1, 0) if mode == "denoising" else (0, 1)
     return Pair(model, ids[base], ids[donor], mode, metric, values[base], values[donor])
 

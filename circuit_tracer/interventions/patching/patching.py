@@ -61,10 +61,33 @@ def activation_patching(
 ) -> PatchTable:
     """Replace one activation after the other and measure; the answer is a table with a heat map (`.draw(path)`).
 
-    sites: resid (the residual stream that enters a layer), attn_out, mlp_out, head. features: also these features, or the
-    so many that `attribution_patching` holds for the strongest. positions: None for every one, "together" for all at once
-    (of sites only); a feature that names its position keeps it.
     Cost: two passes, and one for every `batch_size` patches; positions before the first difference need none.
+
+    Args:
+        model: The replacement model.
+        clean: The prompt that is answered rightly.
+        corrupted: One of as many tokens.
+        metric: What is measured, such as `logit_difference`; None: the logit difference of the two prompts' answers.
+        mode: "denoising" puts clean activations into the corrupted run, "noising" the other way round.
+        sites: resid (the residual stream that enters a layer), attn_out, mlp_out, head.
+        features: Also these features, or the so many that `attribution_patching` holds for the strongest.
+        layers: None: all.
+        positions: None for every one, "together" for all at once (of sites only); a feature that names its position keeps
+            it.
+        batch_size: How many runs share a pass; changes no result beyond rounding.
+
+    Returns:
+        The table, a row a patch.
+
+    Raises:
+        InputError: For prompts of different lengths, or answered alike without a metric, and for places that do not exist.
+
+    Examples:
+        >>> from circuit_tracer.interventions import activation_patching
+        >>> table = activation_patching(model, PROMPT, PROMPT.replace("Dallas", "Portland"), sites=["resid"])
+        >>> best = table.largest(1)[0]
+        >>> best["layer"], best["position"], round(best["effect"], 2)
+        (0, 7, 1.0)
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")

@@ -20,10 +20,17 @@ Mode = Literal["denoising", "noising"]
 class PatchTable:
     """n patches, column by column.
 
-    site: resid, attn_out, mlp_out, head or feature. layer, position, unit: int64 (n,); position -1: all at once; unit: the
-    head or feature, -1 for neither. value: (n,) the metric of the patched run. base, donor: the metric of the run that was
-    patched and of the one that activations came from: for denoising corrupted and clean, for noising clean and corrupted.
-    tokens: text of the P tokens, both where the prompts differ. estimated: by gradients, not by runs.
+    Attributes:
+        metric: Its label.
+        base: The metric of the run that was patched: corrupted for denoising, clean for noising.
+        donor: The metric of the run that activations came from.
+        tokens: Text of the P tokens, both where the prompts differ.
+        site: resid, attn_out, mlp_out, head or feature.
+        layer: int64 (n,).
+        position: int64 (n,); -1: all at once.
+        unit: int64 (n,) the head or feature; -1 for neither.
+        value: (n,) the metric of the patched run.
+        estimated: By gradients, not by runs.
     """
 
     mode: Mode

@@ -37,13 +37,20 @@ class GenerationOptions:
     """How tokens are chosen; names of TransformerLens' `generate`, with its defaults, and of transformers': circuit-tracer's
     scripts use both.
 
-    eos_token_id: one id or several, each of which ends the text. temperature 0: the most probable token. freq_penalty:
-    subtracted from a logit, after temperature, for each time its token was seen. seed: of a generator of this text's own; None
-    draws from torch's global random state, which all threads of a process share. logits_processor: functions of (ids (1, P),
-    logits (1, V)). streamer: told the prompt's ids, then each new one, as transformers' `generate` does. return_type: text
-    ("input", "str") or ids ("tokens"). Without `use_past_kv_cache` circuit-tracer does not generate with interventions, and
-    neither do we. Without effect: `verbose`; `padding_side`, since one prompt is not padded; and `prepend_bos`, since ids are
-    taken as they are and text is tokenized by the model's own rule (`ensure_tokenized`).
+    Attributes:
+        eos_token_id: One id or several, each of which ends the text.
+        temperature: 0: the most probable token.
+        freq_penalty: Subtracted from a logit, after temperature, for each time its token was seen.
+        logits_processor: Functions of (ids (1, P), logits (1, V)).
+        streamer: Told the prompt's ids, then each new one, as transformers' `generate` does.
+        use_past_kv_cache: Must be true: without it circuit-tracer does not generate with interventions, and neither do we.
+        prepend_bos: Without effect, since ids are taken as they are and text is tokenized by the model's own rule
+            (`ensure_tokenized`).
+        padding_side: Without effect, since one prompt is not padded.
+        return_type: Text ("input", "str") or ids ("tokens").
+        seed: Of a generator of this text's own; None draws from torch's global random state, which all threads of a process
+            share.
+        verbose: Without effect.
     """
 
     max_new_tokens: int = 10
@@ -150,7 +157,19 @@ def feature_intervention_generate(
     skip_special_tokens: bool = True,
     **generation: Any,
 ) -> tuple[str | Tensor, Tensor, Tensor | None]:
-    """(text, logits (G, V), activations (L, P + G - 1, F) or None); see `ReplacementModel.feature_intervention_generate`."""
+    """(text, logits (G, V), activations (L, P + G - 1, F) or None); see `ReplacementModel.feature_intervention_generate`.
+
+    Args:
+        model: The replacement model.
+        inputs: The prompt: text, or token ids (P,).
+        interventions: (layer, position, feature, value) each.
+        skip_special_tokens: Leave special tokens out of the text.
+        *settings: Those of `feature_intervention` after the interventions, in order.
+        **generation: Of `GenerationOptions`.
+
+    Returns:
+        (prompt and continuation as text or ids, logits (G, V), activations (L, P + G - 1, F) or None).
+    """
     wanted = GenerationOptions.read(generation).return_type
     if model.tokenizer is None and wanted != "tokens":
         raise InputError(

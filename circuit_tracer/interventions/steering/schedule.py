@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 class Direction:
     """`strength` times a vector (D,), added to the residual stream behind a layer, from position `start` on.
 
-    start: None for every position that attribution does not leave out, generated ones included.
+    Attributes:
+        start: None for every position that attribution does not leave out, generated ones included.
     """
 
     layer: int

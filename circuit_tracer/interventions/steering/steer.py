@@ -90,7 +90,13 @@ class Watcher(Protocol):
 
 @dataclass(frozen=True)
 class Continuation:
-    """Generated text. ids: (G,); logits: (G, V) they were chosen from, if kept. finish: why it ended."""
+    """Generated text.
+
+    Attributes:
+        ids: (G,).
+        finish: Why it ended.
+        logits: (G, V) they were chosen from, if kept.
+    """
 
     text: str
     ids: Tensor
@@ -138,10 +144,28 @@ def steer(
 ) -> Steering:
     """Generate with features or directions changed, on the prompt and on the tokens to come as each edit says (`at`).
 
-    compare: also generate without them. cache: keep keys and values between tokens. on_text: called with each new piece of
-    the steered text, which never holds a stop text, not even its beginning. watcher: looks at every token of the steered text,
-    the last one too if the context has room (probes/generation.py). Raises InputError as `apply_edits` does, and for a model
-    without a tokenizer.
+    Args:
+        model: The replacement model.
+        prompt: Text or token ids (P,).
+        interventions: Edits of features, or directions to add.
+        sampling: How tokens are chosen; None: `Sampling()`, the most probable ones.
+        compare: Also generate without them.
+        cache: Keep keys and values between tokens.
+        on_text: Called with each new piece of the steered text, which never holds a stop text, not even its beginning.
+        keep_logits: Keep the logits (G, V) of both texts.
+        watcher: Looks at every token of the steered text, the last one too if the context has room (probes/generation.py).
+
+    Returns:
+        Both texts, and what ended them.
+
+    Raises:
+        InputError: As `apply_edits` does, and for a model without a tokenizer.
+
+    Examples:
+        >>> from circuit_tracer.interventions import FeatureAt, Sampling, scale, steer
+        >>> steered = steer(model, PROMPT, scale(FeatureAt(0, 7, 78), -1), Sampling(max_new_tokens=1))
+        >>> steered.unsteered.text.strip()
+        'Austin'
     """
     sampling = sampling or Sampling()
     given = (interventions,) if isinstance(interventions, Edit | Direction) else tuple(interventions)

@@ -61,8 +61,19 @@ def kept_shares(graph: Graph) -> list[ScoreShare]:
 def measure_scores(graph: Graph, model: Traceable, shares: Sequence[ScoreShare], batch_size: int = 16) -> ScoreTest:
     """Predicted and measured shares of scores, with everything frozen and in the real model (there not of tokens).
 
-    The graph is that of the prompt; its targets may be others. Raises InputError for a node, layer, head or position that does
-    not exist, or a key that the query does not see.
+    The graph is that of the prompt; its targets may be others.
+
+    Args:
+        graph: The attribution graph.
+        model: The replacement model that the graph was traced with.
+        shares: What is predicted, one each.
+        batch_size: How many runs share a pass; changes no result beyond rounding.
+
+    Returns:
+        Predicted and measured shares, and how well they agree.
+
+    Raises:
+        InputError: For a node, layer, head or position that does not exist, or a key that the query does not see.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")

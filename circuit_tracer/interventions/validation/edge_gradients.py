@@ -44,8 +44,11 @@ POINTS_AT_ONCE = 8
 
 @dataclass(frozen=True)
 class EdgeEstimates:
-    """Kept edges between kept features, and into targets, column by column (n,). weight: the graph's; estimate: by gradients,
-    in the same units.
+    """Kept edges between kept features, and into targets, column by column (n,).
+
+    Attributes:
+        weight: The graph's.
+        estimate: By gradients, in the same units.
     """
 
     source: Tensor
@@ -73,12 +76,26 @@ def approximate_edges(
     edge_threshold: float = 0.98,
     policy: PrunePolicy = "circuit-tracer",
 ) -> EdgeEstimates:
-    """Estimates of the edges that pruning keeps. steps: 1 for the gradient at the prompt, n for the mean over n points
-    (midpoints) on the way from all kept features off to on.
+    """Estimates of the edges that pruning keeps.
 
-    Cost: a pass for every 8 steps, and a backward pass of it for each kept feature and target. Raises InputError for no
-    step, iterative semantics, or a graph that does not keep what its targets read; CompatibilityError for a graph of another
-    model.
+    Cost: a pass for every 8 steps, and a backward pass of it for each kept feature and target.
+
+    Args:
+        model: The replacement model that the graph was traced with.
+        graph: The attribution graph.
+        steps: 1 for the gradient at the prompt, n for the mean over n points (midpoints) on the way from all kept features
+            off to on.
+        semantics: What reacts; by default everything.
+        node_threshold: Share of the influence that kept nodes hold, 0 to 1 (`prune_graph`).
+        edge_threshold: Share of the influence that kept edges hold, 0 to 1 (`prune_graph`).
+        policy: How nodes are kept: "circuit-tracer" or "paper" (`prune_graph`).
+
+    Returns:
+        Edges (n,) with the graph's weight and the estimate.
+
+    Raises:
+        InputError: For no step, iterative semantics, or a graph that does not keep what its targets read.
+        CompatibilityError: For a graph of another model.
     """
     meaning = semantics_of(semantics)
     if steps < 1:

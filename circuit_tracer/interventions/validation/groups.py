@@ -55,11 +55,29 @@ def group_effects(
 ) -> list[GroupEffect]:
     """Each group taken out by itself, in the order given; groups of nothing but outputs are left out.
 
-    groups: node ids (`graph.nodes.ids`) by name. Outputs among them are not taken out. random_groups: draws, for each group,
-    of as many other features of the graph. Cost: a clean pass, and one for every `batch_size` groups (twice), members of
+    Outputs among them are not taken out. Cost: a clean pass, and one for every `batch_size` groups (twice), members of
     groups and random groups. Deterministic for a seed.
 
-    Raises InputError for a node that the graph does not have, CompatibilityError for a graph of another model or dictionary.
+    Args:
+        graph: The attribution graph.
+        model: The replacement model that the graph was traced with.
+        groups: Node ids (`graph.nodes.ids`) by name.
+        random_groups: Draws, for each group, of as many other features of the graph.
+        seed: Of whatever is drawn at random.
+        batch_size: How many runs share a pass; changes no result beyond rounding.
+
+    Returns:
+        An effect a group.
+
+    Raises:
+        InputError: For a node that the graph does not have.
+        CompatibilityError: For a graph of another model or dictionary.
+
+    Examples:
+        >>> from circuit_tracer.interventions import group_effects
+        >>> (effect,) = group_effects(graph, model, {"Texas": ["0_78_7"]}, random_groups=1)
+        >>> abs(effect.predicted["edges"] - effect.measured["constrained"]) < 1e-3
+        True
     """
     with fitting_threads(graph.cfg.d_model):
         return _Experiments(graph, model, groups, random_groups, seed, batch_size).effects()
@@ -77,7 +95,22 @@ def measure_groups(
     seed: int = 0,
     batch_size: int = 16,
 ) -> GroupTest:
-    """`group_effects`, how well they agree with what is predicted, and necessity and sufficiency of all groups together."""
+    """`group_effects`, how well they agree with what is predicted, and necessity and sufficiency of all groups together.
+
+    Args:
+        graph: The attribution graph.
+        model: The replacement model that the graph was traced with.
+        groups: Node ids (`graph.nodes.ids`) by name.
+        random_groups: Draws, for each group, of as many other features of the graph.
+        seed: Of whatever is drawn at random.
+        batch_size: How many runs share a pass; changes no result beyond rounding.
+
+    Returns:
+        The effects, their agreement with the prediction, and the groups' necessity and sufficiency together.
+
+    Raises:
+        CircuitTracerError: As `group_effects`.
+    """
     with fitting_threads(graph.cfg.d_model):
         subject = _Experiments(graph, model, groups, random_groups, seed, batch_size)
         effects, bench = subject.effects(), subject.bench

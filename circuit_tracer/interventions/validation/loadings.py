@@ -59,9 +59,20 @@ class Loading(NamedTuple):
 def measure_loadings(graph: Graph, model: Traceable, loadings: Sequence[Loading], batch_size: int = 16) -> HeadTest:
     """Predicted and measured loadings of heads, with everything frozen and in the real model.
 
-    Sources are features, errors and tokens (these with everything frozen alone); targets are features and those of the graph.
-    Costs two passes for every `batch_size` sources and sets of held heads that differ. Raises InputError for a node, layer,
-    head or part that does not exist, or a node that cannot be read or taken out.
+    Sources are features, errors and tokens (these with everything frozen alone); targets are features and those of the
+    graph. Costs two passes for every `batch_size` sources and sets of held heads that differ.
+
+    Args:
+        graph: The attribution graph.
+        model: The replacement model that the graph was traced with.
+        loadings: What is predicted, one each.
+        batch_size: How many runs share a pass; changes no result beyond rounding.
+
+    Returns:
+        Predicted and measured loadings, and how well they agree.
+
+    Raises:
+        InputError: For a node, layer, head or part that does not exist, or a node that cannot be read or taken out.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")

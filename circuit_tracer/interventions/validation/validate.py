@@ -61,14 +61,31 @@ def validate(
 ) -> ValidationReport:
     """The report on a graph, pruned at the thresholds as a viewer would; it is also kept as `graph.validation`.
 
-    controls: other dictionaries of the same model by name, such as a per-layer one, measured alike on graphs of their own.
-    random_control: a random dictionary too. Heads that the graph names for its edges (`explain_edges`) are tested too, and what
-    it keeps of scores of attention (`explain_score`). groups: node ids by name, each taken out at once, and the circuit that
-    they make together, beside random groups of the same size (`measure_groups`). Deterministic for a seed. Cost: a clean pass,
-    four passes for every `batch_size` kept nodes, some traces with other numbers of rows, and the same for each control.
+    Heads that the graph names for its edges (`explain_edges`) are tested too, and what it keeps of scores of attention
+    (`explain_score`). Deterministic for a seed. Cost: a clean pass, four passes for every `batch_size` kept nodes, some
+    traces with other numbers of rows, and the same for each control.
 
-    Raises CompatibilityError for a graph of another model or dictionary, InputError for a graph that does not keep what
-    its targets read or a threshold outside 0..1.
+    Args:
+        graph: The attribution graph.
+        model: The replacement model that the graph was traced with.
+        node_threshold: Share of the influence that kept nodes hold, 0 to 1 (`prune_graph`).
+        edge_threshold: Share of the influence that kept edges hold, 0 to 1 (`prune_graph`).
+        policy: How nodes are kept: "circuit-tracer" or "paper" (`prune_graph`).
+        controls: Other dictionaries of the same model by name, such as a per-layer one, measured alike on graphs of their
+            own.
+        random_control: A random dictionary too.
+        groups: Node ids by name, each taken out at once, and the circuit that they make together, beside random groups of
+            the same size (`measure_groups`).
+        seed: Of the random dictionary and groups.
+        batch_size: How many runs share a pass; changes no result beyond rounding.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        Numbers and verdicts; `report.lines()` says them in words.
+
+    Raises:
+        CompatibilityError: For a graph of another model or dictionary.
+        InputError: For a graph that does not keep what its targets read or a threshold outside 0..1.
     """
     if batch_size < 1:
         raise InputError(f"batch_size is {batch_size}; at least 1 is needed")

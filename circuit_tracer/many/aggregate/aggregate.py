@@ -40,7 +40,12 @@ VARIED = tuple(Setting(*each) for each in product((0.7, 0.8, 0.9), (0.95, 0.98, 
 
 @dataclass(frozen=True)
 class Aggregate:
-    """Tables as columns by name (README.md). labels: without rows if no labels were given. overview: what a page shows."""
+    """Tables as columns by name (README.md).
+
+    Attributes:
+        labels: Without rows if no labels were given.
+        overview: What a page shows.
+    """
 
     features: Columns
     edges: Columns
@@ -88,11 +93,19 @@ def _file_of(table: str) -> str:
 
 
 def aggregate(run: Run, *, label: str | None = "label", positions: str = "pooled", **options: Any) -> Aggregate:
-    """Of the rows of a run that are done. label: the column that groups prompts; rows without a value have no part in that;
-    None: none does. positions: pooled, end, or the column that names roles, {name: position or positions} a row. options:
-    those of ``aggregate_graphs``.
+    """Of the rows of a run that are done.
 
-    Raises InputError for a column that is not there.
+    Args:
+        run: The run (`open_run`).
+        label: The column that groups prompts; rows without a value have no part in that; None: none does.
+        positions: "pooled", "end", or the column that names roles, {name: position or positions} a row.
+        **options: Those of ``aggregate_graphs``.
+
+    Returns:
+        Tables of features, edges, labels and families.
+
+    Raises:
+        InputError: For a column that is not there.
     """
     labels = {} if label is None else {id: str(value) for id, value in run.values(label).items()}
     if labels and run.ids:
@@ -124,12 +137,25 @@ def aggregate_graphs(
 ) -> Aggregate:
     """Of pairs (id, graph), read once, one in memory at a time.
 
-    labels: by id; graphs without one are left out of the comparison of labels alone. positions, node_threshold, edge_threshold,
-    policy: what counts as the same, and as there. families: how many; default: as many as the graphs have by themselves.
-    names: what features are called, by (layer, index), before what graphs keep. resamples, seed: of the bootstrap.
+    Args:
+        graphs: (id, graph) pairs.
+        labels: By id; graphs without one are left out of the comparison of labels alone.
+        positions: What counts as the same place: "pooled", "end", or roles by id.
+        node_threshold: Share of the influence that kept nodes hold, 0 to 1: what counts as there.
+        edge_threshold: The same of edges.
+        policy: What counts as the same, and as there.
+        families: How many; default: as many as the graphs have by themselves.
+        names: What features are called, by (layer, index), before what graphs keep.
+        resamples: Of the bootstrap.
+        seed: Of the bootstrap.
+        progress: Called with the number of graphs read.
 
-    Raises InputError for no graphs, an id twice, labels that are no two groups; CompatibilityError for graphs of different
-    dictionaries.
+    Returns:
+        Tables of features, edges, labels and families.
+
+    Raises:
+        InputError: For no graphs, an id twice, labels that are no two groups.
+        CompatibilityError: For graphs of different dictionaries.
     """
     if resamples < 1:
         raise InputError(f"resamples is {resamples}; expected at least 1, such as 1000")

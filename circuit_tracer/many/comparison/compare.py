@@ -40,14 +40,31 @@ def compare(
 ) -> Comparison:
     """What changes from graph `a` to graph `b` (graphs or their files): see `Comparison`; the formulas are in many/README.md.
 
-    target: what the account is of: the label of a target of both graphs, a token's id, or the id in `a` of a feature that is a
-    node of both. None: of the targets of both the one with the largest weight. positions: which place of b answers to one of a:
-    the "same" number; the same from the "end"; a map {position in a: position in b}; "pooled": any, nodes summed over places.
-    node_threshold, edge_threshold: how both graphs are pruned for the list of nodes; most: how many of those that differ most
-    are in it besides.
+    Args:
+        a: A graph, or the path of its file.
+        b: The other.
+        target: What the account is of: the label of a target of both graphs, a token's id, or the id in `a` of a feature
+            that is a node of both. None: of the targets of both the one with the largest weight.
+        positions: Which place of b answers to one of a: the "same" number; the same from the "end"; a map {position in a:
+            position in b}; "pooled": any, nodes summed over places.
+        node_threshold: How both graphs are pruned for the list of nodes.
+        edge_threshold: The same of edges.
+        most: How many of the nodes that differ most are in the list besides.
 
-    Raises InputError for graphs without a target in common, or whose files hold no balance; CompatibilityError for graphs of
-    different dictionaries or sizes.
+    Returns:
+        The account of the difference, and the nodes that differ.
+
+    Raises:
+        InputError: For graphs without a target in common, or whose files hold no balance.
+        CompatibilityError: For graphs of different dictionaries or sizes.
+
+    Examples:
+        >>> from circuit_tracer import attribute
+        >>> from circuit_tracer.many.comparison import compare
+        >>> other = attribute(PROMPT.replace("Dallas", "Portland"), model, attribution_targets=["Austin"])
+        >>> found = compare(graph, other)
+        >>> found.target, abs(found.gap) < 1e-3
+        ('Austin', True)
     """
     if most < 0:
         raise InputError(f"most is {most}; at least 0 nodes can be listed")

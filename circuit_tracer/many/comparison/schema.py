@@ -137,12 +137,19 @@ class Similarity:
 
 @dataclass(frozen=True)
 class Comparison:
-    """All of it. same: what both graphs have in common, of "prompt", "model", "dictionary" and "edits".
+    """All of it.
 
-    target: the target's label; target_node: its number in `nodes`; others: further targets that both graphs have.
-    difference: of the target's value; accounted: Σ of the shares' differences; gap: difference - accounted, which is the
-    residuals' and rounding's alone. unexplained: share of the mass of the change that errors and unselected features carry.
-    conclusive: whether it is small enough to say where the change comes from; verdict: what was found, in sentences.
+    Attributes:
+        same: What both graphs have in common, of "prompt", "model", "dictionary" and "edits".
+        target: The target's label.
+        target_node: Its number in `nodes`.
+        others: Further targets that both graphs have.
+        difference: Of the target's value.
+        accounted: Σ of the shares' differences.
+        gap: Difference - accounted, which is the residuals' and rounding's alone.
+        unexplained: Share of the mass of the change that errors and unselected features carry.
+        conclusive: Whether it is small enough to say where the change comes from.
+        verdict: What was found, in sentences.
     """
 
     a: Side

@@ -66,4 +66,4 @@ def _sides(aligned: Alignment) -> str:
     return f": the first has {labels[0]}, the second {labels[1]}"
 
 
-_ADVICE = "Trace both with the same targets (attribution_targets; --target on the command line)"
+_ADVICE = "Trace both with the same targets (attribution_targets; --target of attribute and run)"

@@ -20,8 +20,14 @@ from circuit_tracer.many.fingerprints.vector import fingerprint
 
 @dataclass(frozen=True)
 class Evidence:
-    """N rows. fingerprints, logits (`logit_statistics`), random: tables with the same ids in the same order. stream: (N, S, D)
-    the residual stream before the first layer and behind each, at the position that the targets are read at.
+    """What a label is predicted from, of N rows; tables have the same ids in the same order.
+
+    Attributes:
+        fingerprints: Of the graphs.
+        logits: Statistics of the output alone (`logit_statistics`).
+        random: Fingerprints of graphs with a random dictionary.
+        stream: (N, S, D) the residual stream before the first layer and behind each, at the position that the targets are read
+            at.
     """
 
     fingerprints: Matrix
@@ -56,11 +62,22 @@ def gather(
 ) -> Evidence:
     """Fingerprint graphs, and read and trace their prompts again for the baselines.
 
-    graphs: with their ids, one at a time in memory. model: that they were traced with. trace: how, for the graphs with the
-    random dictionary; None: by `attribute` with its defaults. seed: of the random dictionary. progress: called with (stage,
-    rows done). Costs about one more trace a row.
+    Costs about one more trace a row.
 
-    Raises CircuitTracerError as `attribute` and `Matrix.of` do.
+    Args:
+        graphs: With their ids, one at a time in memory.
+        model: That they were traced with.
+        trace: How, for the graphs with the random dictionary; None: by `attribute` with its defaults.
+        node_threshold: Share of the influence that kept nodes hold, 0 to 1 (`prune_graph`).
+        edge_threshold: Share of the influence that kept edges hold, 0 to 1 (`prune_graph`).
+        seed: Of the random dictionary.
+        progress: Called with (stage, rows done).
+
+    Returns:
+        Fingerprints and what the baselines read, a row a graph.
+
+    Raises:
+        CircuitTracerError: As `attribute` and `Matrix.of` do.
     """
     real, made_up = dict[str, dict[str, float]](), dict[str, dict[str, float]]()
     readings, prompts = dict[str, Reading](), dict[str, Tensor]()

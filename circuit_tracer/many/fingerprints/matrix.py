@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Matrix:
-    """values: float64 (rows, names), finite."""
+    """Named numbers of rows.
+
+    Attributes:
+        values: float64 (rows, names), finite.
+    """
 
     ids: list[str]
     names: list[str]
@@ -48,5 +52,17 @@ class Matrix:
 
 
 def matrix(graphs: Iterable[tuple[str, Graph]], node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Matrix:
-    """The fingerprints of graphs with their ids; thresholds as `fingerprint`'s. Raises InputError as `Matrix.of` does."""
+    """The fingerprints of graphs with their ids; thresholds as `fingerprint`'s.
+
+    Args:
+        graphs: (id, graph) pairs, read once.
+        node_threshold: Share of the influence that kept nodes hold, 0 to 1 (`prune_graph`).
+        edge_threshold: Share of the influence that kept edges hold, 0 to 1 (`prune_graph`).
+
+    Returns:
+        (rows, names) of the fingerprints.
+
+    Raises:
+        InputError: As `Matrix.of` does.
+    """
     return Matrix.of({one: fingerprint(graph, node_threshold, edge_threshold) for one, graph in graphs})

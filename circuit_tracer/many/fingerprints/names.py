@@ -70,7 +70,15 @@ OF_RECONSTRUCTION = ("global.nmse_mean", "global.nmse_max")
 
 
 def names(n_layers: int, reconstruction: bool = True) -> list[str]:
-    """The names of a fingerprint, in order, for a model of so many layers. reconstruction: whether graphs know theirs."""
+    """The names of a fingerprint, in order, for a model of so many layers.
+
+    Args:
+        n_layers: L.
+        reconstruction: Whether graphs know theirs.
+
+    Returns:
+        The names.
+    """
     return [
         name.format(l=layer)
         for name in NAMES

@@ -28,7 +28,19 @@ TOGETHER = 32  # rows that are traced at once
 
 
 def matrix_of(run: Run, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> Matrix:
-    """The fingerprint of every row that is done. Raises InputError if none is."""
+    """The fingerprint of every row that is done.
+
+    Args:
+        run: The run (`open_run`).
+        node_threshold: Share of the influence that kept nodes hold, 0 to 1 (`prune_graph`).
+        edge_threshold: Share of the influence that kept edges hold, 0 to 1 (`prune_graph`).
+
+    Returns:
+        (rows, names) of the fingerprints.
+
+    Raises:
+        InputError: If none is.
+    """
     return matrix(((row.id, graph) for row, graph in run.graphs()), node_threshold, edge_threshold)
 
 
@@ -43,7 +55,19 @@ def evidence_of(
 ) -> Evidence:
     """`gather` for the rows of a run that are done; the random dictionary's graphs are traced as the run's were.
 
-    model: that of the run; None: it is opened as the run names it.
+    Args:
+        run: The run (`open_run`).
+        model: That of the run; None: it is opened as the run names it.
+        node_threshold: Share of the influence that kept nodes hold, 0 to 1 (`prune_graph`).
+        edge_threshold: Share of the influence that kept edges hold, 0 to 1 (`prune_graph`).
+        seed: Of the random dictionary.
+        progress: Called with (stage, rows done).
+
+    Returns:
+        Fingerprints and what the baselines read, a row a graph.
+
+    Raises:
+        CircuitTracerError: As `gather`.
     """
     manifest, rows = read_manifest(run.store), {row.id: row for row in run.rows}
 
@@ -71,13 +95,29 @@ def evidence_of(
 
 
 def write_fingerprints(place: Store, found: Matrix) -> str:
-    """`fingerprints/fingerprints.parquet` in a place such as the run's, a row a graph; returns its path or address."""
+    """`fingerprints/fingerprints.parquet`, a row a graph.
+
+    Args:
+        place: Where: `run.store`, or another.
+        found: Of `matrix_of`.
+
+    Returns:
+        The path or address.
+    """
     return _write(place, "fingerprints", found)
 
 
 def write_prediction(place: Store, evidence: Evidence, found: Prediction) -> list[str]:
     """What was predicted, beside what from: `prediction.json`; the score of each row by each predictor, `scores.parquet`; the
-    tables of the evidence. Returns the files.
+    tables of the evidence.
+
+    Args:
+        place: Where: `run.store`, or another.
+        evidence: Of `evidence_of`.
+        found: Of `predict`.
+
+    Returns:
+        The files.
     """
     scores = found.out_of_fold
     ids = list(next(iter(scores.values())))

@@ -26,8 +26,12 @@ FINGERPRINT = "fingerprint"
 
 @dataclass(frozen=True)
 class Score:
-    """One predictor. auc: share of pairs of rows, one positive and one negative, that it orders rightly (within folds), with
-    the interval ``low`` to ``high`` over groups. ahead: the fingerprint's AUC less this one's, in the same draws.
+    """One predictor.
+
+    Attributes:
+        auc: Share of pairs of rows, one positive and one negative, that it orders rightly (within folds), with the interval
+            ``low`` to ``high`` over groups.
+        ahead: The fingerprint's AUC less this one's, in the same draws.
     """
 
     name: str
@@ -43,9 +47,14 @@ class Score:
 
 @dataclass(frozen=True)
 class Prediction:
-    """scores: of the fingerprint, its baselines, and the fingerprint without each of its families. out_of_fold: {predictor:
-    {id: score}}, each by what learned on other folds. places: of the residual stream the one that the probe chose, by fold
-    (0: before the first layer, k: behind the k-th). without_label: rows that were left out.
+    """How well a label is predicted, and by what.
+
+    Attributes:
+        without_label: Rows that were left out.
+        scores: Of the fingerprint, its baselines, and the fingerprint without each of its families.
+        places: Of the residual stream the one that the probe chose, by fold (0: before the first layer, k: behind the
+            k-th).
+        out_of_fold: {predictor: {id: score}}, each by what learned on other folds.
     """
 
     positive: str
@@ -103,7 +112,19 @@ def split(
 ) -> Split:
     """What `predict` learns from and tests on; it needs no evidence, which takes long to gather.
 
-    Raises InputError for labels without two sides, for a row without group, for too few groups, or without scikit-learn.
+    Args:
+        ids: Of the rows.
+        labels: Value by id; rows without one are left out.
+        groups: Value by id; None: each row is a group of its own.
+        positive: The value that is predicted; None: the true one of true and false, yes and no, 1 and 0.
+        folds: Parts of the cross-validation.
+        seed: Of the folds.
+
+    Returns:
+        The folds.
+
+    Raises:
+        InputError: For labels without two sides, for a row without group, for too few groups, or without scikit-learn.
     """
     try:
         import sklearn  # noqa: F401 (before any work)
@@ -133,11 +154,22 @@ def predict(
 ) -> Prediction:
     """Predict a label with two values from each row's evidence, by grouped cross-validation.
 
-    labels: value by id; rows without one are left out. groups: value by id; rows of one group are never on both sides of a
-    fold, and intervals are over groups. None: each row is a group of its own. positive: the value that is predicted, all
-    others are not it; None: the true one of true and false, yes and no, 1 and 0. draws: of the bootstrap.
+    Args:
+        evidence: Of `gather` or `evidence_of`.
+        labels: Value by id; rows without one are left out.
+        groups: Value by id; rows of one group are never on both sides of a fold, and intervals are over groups. None: each
+            row is a group of its own.
+        positive: The value that is predicted, all others are not it; None: the true one of true and false, yes and no, 1
+            and 0.
+        folds: Parts of the cross-validation.
+        draws: Of the bootstrap.
+        seed: Of folds and draws.
 
-    Raises InputError as `split` does, and for draws below 1.
+    Returns:
+        AUC with interval of the fingerprint and of each baseline, and the scores out of fold.
+
+    Raises:
+        InputError: As `split` does, and for draws below 1.
     """
     if draws < 1:
         raise InputError(f"draws is {draws}; expected at least 1")

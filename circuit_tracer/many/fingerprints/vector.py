@@ -43,10 +43,24 @@ class _Seen:
 def fingerprint(graph: Graph, node_threshold: float = 0.8, edge_threshold: float = 0.98) -> dict[str, float]:
     """The vector of a graph, by name, in the order of `names`; all numbers are finite.
 
-    node_threshold, edge_threshold: of the pruning after which nodes and edges are "kept". A graph that does not know its
-    reconstruction (circuit-tracer's files) has no ``global.nmse_*``. O(E) and the cost of `topology`: some 12 ms for 750 nodes.
+    A graph that does not know its reconstruction (circuit-tracer's files) has no ``global.nmse_*``. O(E) and the cost of
+    `topology`: some 12 ms for 750 nodes.
 
-    Raises InputError for thresholds outside 0..1, or without scipy.
+    Args:
+        graph: The attribution graph.
+        node_threshold: Of the pruning after which nodes are "kept".
+        edge_threshold: Of the pruning after which edges are "kept".
+
+    Returns:
+        Finite numbers by name.
+
+    Raises:
+        InputError: For thresholds outside 0..1, or without scipy.
+
+    Examples:
+        >>> from circuit_tracer.many.fingerprints import fingerprint
+        >>> list(fingerprint(graph))[:2]
+        ['logits.top', 'logits.margin']
     """
     pruned = prune_graph(graph, node_threshold, edge_threshold)
     total = graph.target_weights.sum().clamp(min=TINY)

@@ -34,7 +34,15 @@ _MOST_SEPARATORS = 40  # that the table shows; the JSON file has all
 
 
 def as_html(report: Report, title: str) -> str:
-    """The report as a page."""
+    """The report as a page.
+
+    Args:
+        report: Of `make_report`.
+        title: Of the page.
+
+    Returns:
+        The text of a self-contained HTML page.
+    """
     body = [
         f"<h1>{escape(title)}</h1>",
         *(f'<p class="verdict">{escape(each)}</p>' for each in report.conclusions),

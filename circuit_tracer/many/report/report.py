@@ -31,9 +31,15 @@ Progress = Callable[[str, int, int], None]  # what is done, how much of it, of h
 
 @dataclass(frozen=True)
 class Options:
-    """What a report is asked for. label: the column whose values are told apart. expected: the column of right answers.
-    groups: the column of rows that belong together (variants of one prompt), which stay in one half. steered: prompts that a
-    group is steered on, at most. validated: graphs tested by intervention. seed: of halves, samples and resamples.
+    """What a report is asked for.
+
+    Attributes:
+        label: The column whose values are told apart.
+        expected: The column of right answers.
+        groups: The column of rows that belong together (variants of one prompt), which stay in one half.
+        steered: Prompts that a group is steered on, at most.
+        validated: Graphs tested by intervention.
+        seed: Of halves, samples and resamples.
     """
 
     label: str | None = "label"
@@ -62,7 +68,11 @@ class Unexplained:
 
 @dataclass(frozen=True)
 class Report:
-    """All of it. repeat: what a second run of it needs."""
+    """All of it.
+
+    Attributes:
+        repeat: What a second run of it needs.
+    """
 
     behaviour: list[Behaviour]
     trust: Trust
@@ -118,11 +128,21 @@ def make_report(
     progress: Progress | None = None,
     names: Mapping[tuple[int, int], str] | None = None,
 ) -> Report:
-    """Read the graphs of a run, and intervene on some of them. model: the run's own. names: what features are called, by
-    (layer, index), before what graphs keep.
+    """Read the graphs of a run, and intervene on some of them.
 
-    Raises InputError for a run without graphs, a column that is not there, or labels of which no two have four rows, two in
-    either half.
+    Args:
+        run: The run (`open_run`).
+        model: The run's own.
+        options: What is asked for.
+        progress: Called with (stage, done, total).
+        names: What features are called, by (layer, index), before what graphs keep.
+
+    Returns:
+        The report.
+
+    Raises:
+        InputError: For a run without graphs, a column that is not there, or labels of which no two have four rows, two in
+            either half.
     """
     if not run.ids:
         raise InputError(f"the run {run.address} has no graph yet: trace its rows first (circuit-tracer run)")

@@ -24,9 +24,12 @@ from circuit_tracer.replacement_model import ReplacementModel
 class Run:
     """What is known of a run, as it was when it was opened.
 
-    address: its folder, or an address such as s3://bucket/runs/x. settings: how graphs were traced, {"opening", "tracing",
-    "layout", "means"} (`manifest.py`). fingerprints: of model and dictionary ({} before the first worker has opened them).
-    rows: all of them, in their order. table: one dict a row, in the same order; `table.py` names the columns.
+    Attributes:
+        address: Its folder, or an address such as s3://bucket/runs/x.
+        settings: How graphs were traced, {"opening", "tracing", "layout", "means"} (`manifest.py`).
+        fingerprints: Of model and dictionary ({} before the first worker has opened them).
+        rows: All of them, in their order.
+        table: One dict a row, in the same order; `table.py` names the columns.
     """
 
     address: str
@@ -93,7 +96,18 @@ class Run:
 
 
 def open_run(address: str | Path) -> Run:
-    """Open what `circuit-tracer run` made. Raises InputError if there is no run, FileFormatError if it is damaged."""
+    """Open what `circuit-tracer run` made.
+
+    Args:
+        address: Its folder, or an address such as s3://bucket/runs/x.
+
+    Returns:
+        The run.
+
+    Raises:
+        InputError: If there is no run.
+        FileFormatError: If it is damaged.
+    """
     store = Store.at(address)
     manifest, units = read_manifest(store), Units(store)
     rows = list(units.current())

@@ -33,12 +33,24 @@ FILE_NAME = "config.yaml"  # in the folder of a run
 def load(source: str | Path, overrides: Mapping[str, str] | None = None) -> TrainingConfig:
     """The configuration of a file (YAML or TOML, by suffix), of a preset, or of a run's folder.
 
-    overrides: values as text by dotted key, such as {"run.batch": "8192"}; null is None, lists are written [0, 1]. Another
-    `data.kind` or `sparsity.activation` than the file's takes the place of what belongs to the old one alone, `data.mixture`
-    that of the one data set, and the other way round.
+    Args:
+        source: A file, a preset's name, or a run's folder.
+        overrides: Values as text by dotted key, such as {"run.batch": "8192"}; null is None, lists are written [0, 1].
+            Another `data.kind` or `sparsity.activation` than the file's takes the place of what belongs to the old one
+            alone, `data.mixture` that of the one data set, and the other way round.
 
-    Raises InputError for an unknown file, preset or key (with the nearest one), a value of the wrong type or range, and
-    for contradictions; FileFormatError for a file that cannot be parsed.
+    Returns:
+        The configuration, checked.
+
+    Raises:
+        InputError: For an unknown file, preset or key (with the nearest one), a value of the wrong type or range, and for
+            contradictions.
+        FileFormatError: For a file that cannot be parsed.
+
+    Examples:
+        >>> from circuit_tracer.training.config.files import load
+        >>> load("gpt2", {"run.tokens": "1000000", "run.batch": "1000"}).steps
+        1000
     """
     path = _locate(source)
     raw, overrides = _read(path), overrides or {}
@@ -54,7 +66,18 @@ def load(source: str | Path, overrides: Mapping[str, str] | None = None) -> Trai
 
 
 def validate(raw: Mapping[str, Any], source: str = "the configuration") -> TrainingConfig:
-    """The configuration of plain values; InputError says everything that is wrong with it at once."""
+    """The configuration of plain values; InputError says everything that is wrong with it at once.
+
+    Args:
+        raw: Plain values, by section.
+        source: What errors name.
+
+    Returns:
+        The configuration, checked.
+
+    Raises:
+        InputError: For everything that is wrong with it, at once.
+    """
     problems = _unknown(raw)
     if not problems:
         try:
@@ -65,7 +88,14 @@ def validate(raw: Mapping[str, Any], source: str = "the configuration") -> Train
 
 
 def dump(config: TrainingConfig) -> str:
-    """YAML text that `load` reads back to an equal configuration; every key stands below its description."""
+    """YAML text that `load` reads back to an equal configuration; every key stands below its description.
+
+    Args:
+        config: The training configuration.
+
+    Returns:
+        YAML.
+    """
     blocks = ["# A training run. The sections (§) are those of circuit_tracer/training/README.md."]
     idle = without_effect(config)
     for section, model in sections().items():
@@ -82,7 +112,11 @@ def dump(config: TrainingConfig) -> str:
 
 
 def preset_names() -> list[str]:
-    """The presets that ship with the package."""
+    """The presets that ship with the package.
+
+    Returns:
+        Names, such as those that `load` takes.
+    """
     return sorted(path.stem for path in PRESETS.glob("*.yaml"))
 
 

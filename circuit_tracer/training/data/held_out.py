@@ -21,7 +21,17 @@ def held_out_tokens(config: TrainingConfig, tokenizer: Any) -> list[Tensor]:
     """Packed sequences (P,) int64 of the documents kept for evaluation: as many as `evaluation.tokens` and
     `evaluation.replacement_tokens` ask for, or as there are; a single shorter one when they do not fill a sequence.
 
-    None for activations that were given, whose text is not known. Raises InputError when no document is kept.
+    None for activations that were given, whose text is not known.
+
+    Args:
+        config: The training configuration.
+        tokenizer: The model's; None for token files.
+
+    Returns:
+        Sequences (P,) int64.
+
+    Raises:
+        InputError: When no document is kept.
     """
     if config.data.kind == "activations":
         return []
@@ -41,7 +51,17 @@ def held_out_activations(config: TrainingConfig, parts: ModelParts, tokenizer: A
     """The first `n_tokens` rows of `held_out_tokens` without its limit (fewer if there are fewer), filtered as in training, in
     the host's memory.
 
-    Raises InputError when there are none.
+    Args:
+        config: The training configuration.
+        parts: The model's parts (`model.parts`).
+        tokenizer: The model's; None for token files.
+        n_tokens: How many rows.
+
+    Returns:
+        The rows, (N, S, D) on both sides.
+
+    Raises:
+        InputError: When there are none.
     """
     if config.data.kind != "activations":
         length = len(_first_sequence(config, tokenizer))

@@ -32,8 +32,21 @@ PATIENCE = 10.0  # seconds that the end of a run waits for a thread, which may b
 def open_stream(config: TrainingConfig, parts: ModelParts, tokenizer: Any, ranks: FeatureRanks) -> BatchStream:
     """The training batches of a configuration; `tokenizer` may be None for token files.
 
-    Raises InputError for data, layers or a context length that cannot be, CompatibilityError for points the model has not or
-    a cache of something else, CircuitTracerError when an extra is missing. The model does not run before the first batch.
+    The model does not run before the first batch.
+
+    Args:
+        config: The training configuration.
+        parts: The model's parts (`model.parts`).
+        tokenizer: Its tokenizer.
+        ranks: The processes that share the features.
+
+    Returns:
+        The stream, at its beginning.
+
+    Raises:
+        InputError: For data, layers or a context length that cannot be.
+        CompatibilityError: For points the model has not or a cache of something else.
+        CircuitTracerError: When an extra is missing.
     """
     return BatchStream(config, open_source(config, parts, tokenizer, ranks))
 

@@ -28,8 +28,18 @@ _HUB_NAME = re.compile(r"[\w.-]+/[\w.-]+")
 def write_report(evaluation: Evaluation, folder: str | Path) -> list[Path]:
     """Write evaluation.json, README.md and, where matplotlib is installed, pictures; the paths, in that order.
 
-    Without matplotlib the card says that there are no pictures. Raises InputError for a folder that cannot be written into,
-    ResourceError when the disk is full.
+    Without matplotlib the card says that there are no pictures.
+
+    Args:
+        evaluation: What `evaluate` measured.
+        folder: Made if needed.
+
+    Returns:
+        The paths that were written.
+
+    Raises:
+        InputError: For a folder that cannot be written into.
+        ResourceError: When the disk is full.
     """
     folder = require_writable_folder(folder)
     pictures: list[Path] = []
@@ -43,7 +53,15 @@ def write_report(evaluation: Evaluation, folder: str | Path) -> list[Path]:
 
 
 def model_card(evaluation: Evaluation, pictures: Iterable[str] = ()) -> str:
-    """Markdown, all of its numbers from ``evaluation``; ``pictures`` are file names beside it."""
+    """Markdown, all of its numbers from ``evaluation``; ``pictures`` are file names beside it.
+
+    Args:
+        evaluation: What `evaluate` measured.
+        pictures: File names beside the card.
+
+    Returns:
+        Markdown.
+    """
     shown, own = list(pictures), evaluation.results[DICTIONARY]
     sections = [_head(evaluation), "## Results\n\n" + summary_table(evaluation)]
     if PER_LAYER in evaluation.results:

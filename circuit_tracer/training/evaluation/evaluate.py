@@ -59,12 +59,28 @@ def evaluate(
 ) -> Evaluation:
     """Measure ``transcoders`` on held-out sequences ``tokens``, each (P,) int64, of the model in ``parts``.
 
-    layers: the model's layers that autoencoders are of; None: all, or what transcoders say. activations: read instead of
-    running the model on ``tokens`` for reconstruction (`GivenActivations`). per_layer: another dictionary to measure beside.
-    conditions: what the report shall say besides, such as names and files.
+    What does not apply (an autoencoder replaces no MLP and has no graphs; text needs a tokenizer) is left out, and the
+    result says so (`not_measured`).
 
-    What does not apply (an autoencoder replaces no MLP and has no graphs; text needs a tokenizer) is left out, and the result
-    says so (`not_measured`). Raises InputError, CompatibilityError or NumericalError for what cannot be measured.
+    Args:
+        parts: Of the model.
+        tokenizer: Its tokenizer.
+        transcoders: The dictionary.
+        tokens: Held-out sequences, each (P,) int64.
+        settings: What to measure; None: `EvaluationSettings()`.
+        layers: The model's layers that autoencoders are of; None: all, or what transcoders say.
+        activations: Read instead of running the model on ``tokens`` for reconstruction (`GivenActivations`).
+        per_layer: Another dictionary to measure beside.
+        conditions: What the report shall say besides, such as names and files.
+        progress: Called with (stage, done, total).
+
+    Returns:
+        The measurements, beside their baselines.
+
+    Raises:
+        InputError: For what cannot be measured.
+        CompatibilityError: For what cannot be measured.
+        NumericalError: For what cannot be measured.
     """
     settings = settings or EvaluationSettings()
     if layers is None:

@@ -116,9 +116,12 @@ class DictionaryResult:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """A dictionary beside its baselines. ``results``: "dictionary", "random", "per_layer"; ``ablations``: "zero", "mean", of
-    all MLPs; ``spliced_ablations``: the same of the stream, by layer of an autoencoder. ``not_measured``: what was asked for
-    and does not apply, and why.
+    """A dictionary beside its baselines.
+
+    Attributes:
+        results: "dictionary", "random", "per_layer"; ``ablations``: "zero", "mean", of all MLPs; ``spliced_ablations``: the
+            same of the stream, by layer of an autoencoder.
+        not_measured: What was asked for and does not apply, and why.
     """
 
     conditions: dict[str, Any]

@@ -27,7 +27,11 @@ _HUB_NAME = re.compile(r"([\w.-]+/)?[\w.-]+")
 
 @dataclass(frozen=True)
 class Publication:
-    """What a repository will hold: local files by their path in it. ``left_out``: other files of the folder."""
+    """What a repository will hold: local files by their path in it.
+
+    Attributes:
+        left_out: Other files of the folder.
+    """
 
     files: dict[str, Path]
     left_out: list[str] = field(default_factory=list)
@@ -41,8 +45,17 @@ class Publication:
 def collect(folder: str | Path) -> Publication:
     """The files of a dictionary's folder, or of a training run's, proved to be complete and readable.
 
-    Raises InputError when the folder, its card or its weights are missing, FileFormatError when the weights are damaged or
-    lack a layer. Warns about what others could not use: a model named by a local path.
+    Warns about what others could not use: a model named by a local path.
+
+    Args:
+        folder: Of a dictionary, or of a run.
+
+    Returns:
+        The files by their path in the repository.
+
+    Raises:
+        InputError: When the folder, its card or its weights are missing.
+        FileFormatError: When the weights are damaged or lack a layer.
     """
     root = Path(folder).expanduser()
     if (root / WEIGHTS_FOLDER).is_dir():
@@ -76,8 +89,21 @@ def push(
     """Upload to ``repo_id`` (org/name), which is made if needed, in one commit; the commit's address.
 
     Weights that the repository has and the dictionary has not (of an earlier one with more layers) are deleted in the same
-    commit. token: None for the one of `hf auth login` or HF_TOKEN. endpoint: None for the public hub, or HF_ENDPOINT.
-    Raises InputError for a name that is none, no token, or no permission; ResourceError when the hub cannot be reached.
+    commit.
+
+    Args:
+        publication: Of `collect`.
+        repo_id: Org/name, made if needed.
+        private: Whether a repository that is made is private.
+        token: None for the one of `hf auth login` or HF_TOKEN.
+        endpoint: None for the public hub, or HF_ENDPOINT.
+
+    Returns:
+        The address of the commit.
+
+    Raises:
+        InputError: For a name that is none, no token, or no permission.
+        ResourceError: When the hub cannot be reached.
     """
     from huggingface_hub import CommitOperationAdd, CommitOperationDelete, HfApi, get_token
 
@@ -102,7 +128,18 @@ def push(
 
 
 def copy_to(publication: Publication, folder: str | Path) -> Path:
-    """Write the files that a repository would hold into an empty folder. Raises InputError when it is not empty."""
+    """Write the files that a repository would hold into an empty folder.
+
+    Args:
+        publication: Of `collect`.
+        folder: Empty, made if needed.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: When it is not empty.
+    """
     target = require_writable_folder(folder)
     if any(target.iterdir()):
         raise InputError(
@@ -172,14 +209,14 @@ def _asking(repo_id: str, ask: Callable[[], Result]) -> Result:
         raise _refused(repo_id, error) from error
     except OfflineModeIsEnabled as error:
         raise ResourceError(
-            "the Hugging Face hub may not be asked: HF_HUB_OFFLINE is set. Unset it, or write a folder with --to."
+            "the Hugging Face hub may not be asked: HF_HUB_OFFLINE is set. Unset it, or write a folder with -o."
         ) from error
     except ValueError as error:
         raise InputError(f"the hub cannot take {repo_id}: {error}") from error
     except (HTTPError, OSError, RuntimeError) as error:
         raise ResourceError(
             f"the Hugging Face hub cannot be reached, or the connection broke: {error}. Nothing was committed; run the command "
-            "again (what is uploaded already is not sent twice), or write a folder with --to."
+            "again (what is uploaded already is not sent twice), or write a folder with -o."
         ) from error
 
 

@@ -55,7 +55,11 @@ SKIPPED = 0.1  # share of the steps; a trial that skipped more of them is not on
 
 @dataclass(frozen=True)
 class Trial:
-    """A short run. ``error``: normalised, on held-out tokens; infinite if the run broke."""
+    """A short run.
+
+    Attributes:
+        error: Normalised, on held-out tokens; infinite if the run broke.
+    """
 
     rate: float
     error: float
@@ -66,7 +70,11 @@ class Trial:
 
 @dataclass(frozen=True)
 class Found:
-    """The trials by rate, and what follows for the run. ``at_an_end``: the best rate tried is the lowest or the highest."""
+    """The trials by rate, and what follows for the run.
+
+    Attributes:
+        at_an_end: The best rate tried is the lowest or the highest.
+    """
 
     trials: list[Trial]
     trial_steps: int
@@ -96,8 +104,19 @@ def _drawn(_: TrainingState) -> None:
 def find(config: TrainingConfig, *, listener: Listener | None = None) -> Found:
     """Find the learning rate; writes OUT/find.json and nothing else. The same on every machine but for rounding.
 
-    Says its time before it starts. Raises what `train` raises for its configuration, model and data, and NumericalError when
-    every trial broke.
+    Says its time before it starts. Raises what `train` raises for its configuration, model and data, and NumericalError
+    when every trial broke.
+
+    Args:
+        config: The training configuration.
+        listener: Told what happens; None: nobody.
+
+    Returns:
+        The trials, and the rate that follows from them.
+
+    Raises:
+        CircuitTracerError: As `train`, for its configuration, model and data.
+        NumericalError: When every trial broke.
     """
     device = present(resolve_device(None if config.model.device == "auto" else config.model.device))
     ranks = FeatureRanks.from_environment(device).grid(config.run.data_parallel)

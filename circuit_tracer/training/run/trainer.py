@@ -39,10 +39,20 @@ from circuit_tracer.training.run.start import Start, facts_of, find_origin, find
 
 @plain_torch()
 def train(config: TrainingConfig, *, resume: bool = False, listener: Listener | None = None) -> TrainingResult:
-    """Train, evaluate and export. ``resume``: continue from the last checkpoint in ``run.out``, bitwise (CPU).
+    """Train, evaluate and export; whatever happens, the last complete checkpoint stays.
 
-    Under torchrun every process calls this; only the first one reports and writes. Raises InputError, CompatibilityError,
-    NumericalError or ResourceError with the next step; whatever happens, the last complete checkpoint stays.
+    Under torchrun every process calls this; only the first one reports and writes.
+
+    Args:
+        config: The training configuration.
+        resume: Continue from the last checkpoint in ``run.out``, bitwise (CPU).
+        listener: Told what happens; None: nobody.
+
+    Returns:
+        Where the files are, and what was measured.
+
+    Raises:
+        CircuitTracerError: InputError, CompatibilityError, NumericalError or ResourceError, with the next step.
     """
     device = present(resolve_device(None if config.model.device == "auto" else config.model.device))
     ranks = FeatureRanks.from_environment(device).grid(config.run.data_parallel)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import re
 from collections.abc import AsyncIterator
 from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
@@ -13,7 +12,7 @@ from fastapi.sse import EventSourceResponse
 from starlette.responses import Response
 
 from circuit_tracer.graph.files.read_json import require_as_written
-from circuit_tracer.graph.files.viewer_json import check_slug, graph_document
+from circuit_tracer.graph.files.viewer_json import check_slug
 from circuit_tracer.viewer.server.columns import MOST_LINKS, MOST_NODES
 from circuit_tracer.viewer.server.graphs import labels_of
 from circuit_tracer.viewer.server.groups import offered_groups
@@ -45,6 +44,7 @@ from circuit_tracer.viewer.server.messages import (
 from circuit_tracer.viewer.server.problems import Busy, Conflict
 from circuit_tracer.viewer.server.routing import Json, Served, router
 from circuit_tracer.viewer.server.site import Site
+from circuit_tracer.viewer.server.tracing import trace_into
 
 AS_IT_IS = 8 * 2**20  # bytes of a file that is handed out unread
 GLANCE = 0.1  # seconds between looks at a job whose progress is streamed
@@ -154,7 +154,9 @@ def trace(site: Served, request: TraceRequest) -> JobReport:
         check_slug(request.slug)
         if not request.replace and site.graphs.taken(request.slug):
             raise Conflict(f"there is a graph named {request.slug!r} already; choose another name, or replace it")
-    return _report(site.jobs.start("trace", lambda job: _trace(site, request, engine.trace, job)))
+    return _report(
+        site.jobs.start("trace", lambda job: trace_into(site.graphs, request, engine.trace, job, site.labels))
+    )
 
 
 @API.post("/api/graphs/{slug}/intervene")
@@ -245,33 +247,9 @@ def package_version() -> str:
         return "unknown"
 
 
-def _trace(site: Site, request: TraceRequest, run: Any, job: Job) -> dict[str, Any]:
-    found = run(request, job)
-    job.progress("pruning")
-    slug = request.slug or site.graphs.free_name(_words(found.input_string))
-    exported = graph_document(
-        found,
-        slug,
-        node_threshold=request.node_threshold,
-        edge_threshold=request.edge_threshold,
-        labels=site.labels,
-        keep=site.graphs.chosen(slug),
-    )
-    job.progress("saving")
-    site.graphs.add(slug, found, exported, request.replace)
-    document = site.graphs.document(slug)
-    return {"slug": slug, "nodes": len(document["nodes"]), "links": len(document["links"])}
-
-
 def _whole(site: Site, slug: str) -> Any:
     return site.graphs.graph(slug) if site.graphs.whole(slug) is not None else None
 
 
 def _report(job: Job) -> JobReport:
     return JobReport(**job.report())
-
-
-def _words(prompt: str) -> str:
-    """A name for a graph: the last words of its prompt."""
-    words = re.findall(r"[a-z0-9]+", re.sub(r"<[^>]*>", " ", prompt.lower()))
-    return "-".join(words[-6:])[:60] or "graph"

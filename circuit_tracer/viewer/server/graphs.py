@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import re
 import threading
 from collections import OrderedDict
@@ -120,14 +121,14 @@ class GraphFolder:
         """The unpruned graph, kept in memory until another one is asked for or its file changes; not to be changed. What is
         found out about its prompt is kept with it. Raises NotThere without the graph, Conflict if only its JSON is here.
         """
-        self.path(slug)
         path = self.whole(slug)
-        key = None if path is None else _version(path)
+        if path is None:
+            self.path(slug)
+            return self.graph(slug)  # says that only its JSON is here
+        key = _version(path)
         with self._reading:
-            if key is None or self._opened is None or self._opened[0] != key:
-                graph = self.graph(slug)
-                assert key is not None
-                self._opened = key, graph
+            if self._opened is None or self._opened[0] != key:
+                self._opened = key, self.graph(slug)
             return self._opened[1]
 
     def save_view(self, slug: str, view: Mapping[str, Any]) -> dict[str, Any]:
@@ -188,8 +189,8 @@ class GraphFolder:
             return set()
 
     def taken(self, slug: str) -> bool:
-        """Whether a graph of that name is here."""
-        return any((self.folder / f"{slug}{suffix}").exists() for suffix in (*SUFFIXES, *WHOLE))
+        """Whether a graph of that name is here, or a link of its name that leads nowhere."""
+        return any(os.path.lexists(self.folder / f"{slug}{suffix}") for suffix in (*SUFFIXES, *WHOLE))
 
     def free_name(self, wanted: str) -> str:
         """`wanted`, with a number if it is taken."""

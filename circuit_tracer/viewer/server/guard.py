@@ -87,13 +87,11 @@ class Guard:
             await self.app(scope, bounded(receive), answer)
 
     def _check(self, method: str, path: str, headers: Headers) -> None:
-        hosts = headers.getlist("host")
-        if len(hosts) != 1 or host_name(hosts[0]) not in HOSTS:
-            raise Forbidden(f"this server answers to {', '.join(sorted(HOSTS))}, not to {', '.join(hosts)[:100]!r}")
+        host = require_own_host(headers)
         if path in self.secret_paths:
             self._check_secret(headers)
         elif method not in READING:
-            self._check_origin(headers, hosts[0])
+            self._check_change(headers, host)
         length = headers.get("content-length", "0")
         if not length.isdecimal() or int(length) > MOST_BYTES:
             raise too_large()
@@ -104,14 +102,28 @@ class Guard:
         if not _equal(headers.get(SECRET_HEADER, ""), self.secret):
             raise Forbidden(f"the header {SECRET_HEADER} does not hold this server's secret")
 
-    def _check_origin(self, headers: Headers, host: str) -> None:
-        origin = headers.get("origin")
-        if origin is not None and origin != f"http://{host}":
-            raise Forbidden(f"a page of {origin[:100]!r} may not change anything here")
+    def _check_change(self, headers: Headers, host: str) -> None:
+        origin = require_own_origin(headers, host)
         if _equal(headers.get(TOKEN_HEADER, ""), self.token):
             return
         if origin is None or not _equal(_cookies(headers).get(COOKIE, ""), self.token):
             raise Forbidden(f"changes need the header {TOKEN_HEADER}; GET /api/session tells the token")
+
+
+def require_own_host(headers: Headers) -> str:
+    """The Host of a request. Raises Forbidden unless there is one, and it is a name of this machine's loopback interface."""
+    hosts = headers.getlist("host")
+    if len(hosts) != 1 or host_name(hosts[0]) not in HOSTS:
+        raise Forbidden(f"this server answers to {', '.join(sorted(HOSTS))}, not to {', '.join(hosts)[:100]!r}")
+    return hosts[0]
+
+
+def require_own_origin(headers: Headers, host: str) -> str | None:
+    """The Origin of a request, if it has one. Raises Forbidden for that of another server."""
+    origin = headers.get("origin")
+    if origin is not None and origin != f"http://{host}":
+        raise Forbidden(f"a page of {origin[:100]!r} may not change anything here")
+    return origin
 
 
 def host_name(host: str) -> str:

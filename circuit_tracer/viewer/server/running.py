@@ -46,13 +46,23 @@ def serve(
 ) -> Server:
     """Serve the graphs of a folder to this machine's browsers, in the background; `stop()` ends it.
 
-    data_dir: `{slug}.json` files with their `graph-metadata.json`, or the folder of a run, which takes no model. frontend_dir:
-    another page than ours. features_dir: files of features, default `features` beside the graphs. port: another free one is
-    taken if it is in use; 0 for any. model: for tracing, interventions and steering from the page. labels: of features, for
-    graphs traced, pruned or compared here; default those of features_dir. neuronpedia_secret: opens Neuronpedia's protocol to
-    those who know it. probes: that watch texts which are sent to the server; they need the model.
+    Args:
+        data_dir: `{slug}.json` files with their `graph-metadata.json`, or the folder of a run, which takes no model.
+        frontend_dir: Another page than ours.
+        features_dir: Files of features, default `features` beside the graphs.
+        port: Another free one is taken if it is in use; 0 for any.
+        model: For tracing, interventions and steering from the page.
+        labels: Of features, for graphs traced, pruned or compared here; default those of features_dir.
+        neuronpedia_secret: Opens Neuronpedia's protocol to those who know it.
+        probes: That watch texts which are sent to the server; they need the model.
+        open_browser: Open the page in a browser.
 
-    Raises InputError for folders that are not there, ResourceError if no port can be had.
+    Returns:
+        The running server; `url` is its address.
+
+    Raises:
+        InputError: For folders that are not there.
+        ResourceError: If no port can be had.
     """
     graphs = GraphFolder(data_dir)
     run = graphs.folder if is_run(graphs.folder) else None
@@ -85,11 +95,17 @@ def serve(
     if labels is None and features.is_dir():
         labels = read_labels(features)
     site = Site(graphs, features, engine, frontend, neuronpedia_secret, labels, run, monitor)
-    return Server(site, _bind(port), open_browser)
+    return Server(site, listening_socket(port), open_browser)
 
 
 class Server:
-    """A server at work; a context manager. url: its address. site: what it serves."""
+    """A server at work; a context manager. url: its address.
+
+    Args:
+        site: What it serves.
+        listening: The socket.
+        open_browser: Open the page in a browser.
+    """
 
     def __init__(self, site: Site, listening: socket.socket, open_browser: bool = False) -> None:
         import uvicorn
@@ -168,11 +184,14 @@ class Server:
         raise ResourceError(f"the server did not start at {self.url}")
 
 
-def _bind(port: int) -> socket.socket:
-    """A socket on the port asked for, or on a free one if that is taken."""
+def listening_socket(port: int, or_another: bool = True) -> socket.socket:
+    """A socket on the port asked for; if that is taken, on a free one, unless ``or_another`` is False.
+
+    Raises InputError for no port, ResourceError if none can be had.
+    """
     if not 0 <= port <= 65535:
         raise InputError(f"port {port} does not exist; give one from 1 to 65535, or 0 for any that is free")
-    for attempt in (port, 0):
+    for attempt in (port, 0) if or_another else (port,):
         listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
         listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
@@ -184,4 +203,6 @@ def _bind(port: int) -> socket.socket:
                 raise ResourceError(f"cannot listen on {HOST}:{attempt}: {error.strerror}") from error
         else:
             return listening
-    raise ResourceError(f"no port of {HOST} is free")
+    raise ResourceError(
+        f"no port of {HOST} is free" if or_another else f"port {port} of {HOST} is taken; choose another with --port"
+    )

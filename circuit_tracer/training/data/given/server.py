@@ -36,18 +36,33 @@ def serve_activations(
 ) -> ActivationServer:
     """Begin to serve rows at ``address`` (tcp://host:port, port 0 for a free one, or unix:///path), in threads of their own.
 
-    batches: a function of a row number that gives the rows from there on, in batches as `write_activations` takes them, the
-    same rows whenever it is asked; or an iterable, whose rows are sent once: a run on them cannot be resumed, and means and
-    scales must fit into its first block (`data.statistics_tokens` at most `data.buffer_tokens`). held_out: the same for rows
-    that are for evaluation alone; None: the trainer chooses them among ``batches``, which must then be a function.
+    Whoever reaches the address can read: use an address of this machine, or a network that is yours.
 
-    Whoever reaches the address can read: use an address of this machine, or a network that is yours. Raises InputError for an
-    address that is none, ResourceError when it is taken.
+    ```python
+    with serve_activations(rows_from, "tcp://127.0.0.1:5001", model="org/name", layers=range(12), width=768) as server:
+        server.wait()
+    ```
 
-    Example::
+    Args:
+        batches: A function of a row number that gives the rows from there on, in batches as `write_activations` takes them,
+            the same rows whenever it is asked; or an iterable, whose rows are sent once: a run on them cannot be resumed,
+            and means and scales must fit into its first block (`data.statistics_tokens` at most `data.buffer_tokens`).
+        address: Tcp://host:port, port 0 for a free one, or unix:///path.
+        model: Name of the model that they are of.
+        layers: That rows hold, S of them.
+        width: D.
+        input_hook: Where `x` was read.
+        output_hook: Where `y` was read.
+        held_out: The same for rows that are for evaluation alone; None: the trainer chooses them among ``batches``, which
+            must then be a function.
+        n_layers: Of the whole model, if it is known.
 
-        with serve_activations(rows_from, "tcp://127.0.0.1:5001", model="org/name", layers=range(12), width=768) as server:
-            server.wait()
+    Returns:
+        The running server.
+
+    Raises:
+        InputError: For an address that is none.
+        ResourceError: When it is taken.
     """
     raw = described(model, list(layers), input_hook, output_hook, width, n_layers)
     return ActivationServer(Address.of(address), raw, batches, held_out)

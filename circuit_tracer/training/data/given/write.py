@@ -33,19 +33,36 @@ def write_activations(
     n_layers: int | None = None,
     shard_bytes: int = SHARD_BYTES,
 ) -> Path:
-    """Write rows into a new ``folder``, which `data.kind: activations` trains on; returns it. In memory: one shard.
+    """Write rows into a new ``folder``, which `data.kind: activations` trains on. In memory: one shard.
 
-    batches: ``x`` (n, S, D) what the dictionary reads at the S ``layers``, ``y`` (n, S, D) what it reconstructs (left out for
-    an autoencoder: the hooks are then the same), in any float format; optionally ``document`` (n,) and ``token_ids`` (n,).
-    Leave out what is not to be trained on: the first token of a sequence and special tokens. held_out: rows for evaluation
-    alone; None: the trainer chooses them, by document. n_layers: of the whole model.
+    Leave out what is not to be trained on: the first token of a sequence and special tokens.
 
-    The manifest is written last: a folder without it is incomplete. Raises InputError for a folder that holds activations, and
-    when there is no row; FileFormatError for tensors that do not fit; ResourceError when the disk is full.
+    The manifest is written last: a folder without it is incomplete.
 
-    Example::
+    ```python
+    write_activations("acts", ({"x": x, "y": y} for x, y in made_elsewhere()), model="org/name", layers=range(12))
+    ```
 
-        write_activations("acts", ({"x": x, "y": y} for x, y in made_elsewhere()), model="org/name", layers=range(12))
+    Args:
+        folder: A new one.
+        batches: ``x`` (n, S, D) what the dictionary reads at the S ``layers``, ``y`` (n, S, D) what it reconstructs (left
+            out for an autoencoder: the hooks are then the same), in any float format; optionally ``document`` (n,) and
+            ``token_ids`` (n,).
+        model: Name of the model that they are of.
+        layers: That rows hold, S of them.
+        input_hook: Where `x` was read.
+        output_hook: Where `y` was read.
+        held_out: Rows for evaluation alone; None: the trainer chooses them, by document.
+        n_layers: Of the whole model.
+        shard_bytes: Most bytes of a file.
+
+    Returns:
+        The folder.
+
+    Raises:
+        InputError: For a folder that holds activations, and when there is no row.
+        FileFormatError: For tensors that do not fit.
+        ResourceError: When the disk is full.
     """
     folder = require_writable_folder(folder)
     if (folder / MANIFEST).exists():

@@ -1,4 +1,4 @@
-"""What ids of nodes name, in words, for people who read a terminal."""
+"""What ids of nodes name, in words, for people and assistants."""
 
 from __future__ import annotations
 

@@ -1,0 +1,71 @@
+"""How the server is reached: standard input and output, or HTTP of this machine's loopback interface. Nothing else."""
+
+from __future__ import annotations
+
+import socket
+
+import anyio
+import uvicorn
+from mcp.server.lowlevel import Server
+from mcp.server.stdio import stdio_server
+from mcp.server.transport_security import TransportSecuritySettings
+from starlette.datastructures import Headers
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from circuit_tracer.viewer.server.guard import MOST_BYTES, require_own_host, require_own_origin
+from circuit_tracer.viewer.server.problems import Refusal
+from circuit_tracer.viewer.server.running import HOST
+
+PATH = "/mcp"
+MOST_SESSIONS = 16
+IDLE_SECONDS = 1800.0
+
+
+def serve_stdio(server: Server) -> None:
+    """Answer on standard output what comes on standard input, until that ends. What else is printed goes to standard error."""
+
+    async def run() -> None:
+        async with stdio_server() as (reading, writing):
+            await server.run(reading, writing, server.create_initialization_options())
+
+    anyio.run(run)
+
+
+def serve_http(server: Server, listening: socket.socket) -> None:
+    """Answer HTTP on a socket of the loopback interface, until Ctrl-C."""
+    config = uvicorn.Config(
+        http_app(server), log_config=None, access_log=False, server_header=False, proxy_headers=False, ws="none"
+    )
+    uvicorn.Server(config).run(sockets=[listening])
+
+
+def http_app(server: Server) -> ASGIApp:
+    """The ASGI application: the protocol's streamable HTTP at `/mcp`, behind the page's own checks of hosts and origins."""
+    app = server.streamable_http_app(
+        streamable_http_path=PATH,
+        host=HOST,
+        max_request_body_size=MOST_BYTES,
+        max_sessions=MOST_SESSIONS,
+        session_idle_timeout=IDLE_SECONDS,
+        transport_security=TransportSecuritySettings(enable_dns_rebinding_protection=False),  # by `OwnAlone`, stricter
+    )
+    return OwnAlone(app)
+
+
+class OwnAlone:
+    """ASGI middleware: requests to this machine's names alone, and none that a page of another server makes."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Answer a request, or refuse it."""
+        if scope["type"] == "http":
+            headers = Headers(scope=scope)
+            try:
+                require_own_origin(headers, require_own_host(headers))
+            except Refusal as refusal:
+                await JSONResponse({"error": str(refusal)}, refusal.status)(scope, receive, send)
+                return
+        await self.app(scope, receive, send)

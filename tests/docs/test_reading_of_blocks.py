@@ -1,0 +1,83 @@
+"""What the tests of the documentation rest on: blocks, marks and commands are found as they stand in a page."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from docs.hooks import on_page_markdown
+from tests.support.code_blocks import ROOT, Block, blocks, commands, program
+
+PAGE = """# A page
+
+<!-- not run: needs a GPU -->
+```bash
+torchrun -m circuit_tracer train gpt2 --run.out out
+```
+
+1. In a list:
+
+    ```python
+    if True:
+        print("```")
+    ```
+
+```python
+--8<-- "examples/group.py"
+```
+
+````text
+```bash
+not a block of its own
+```
+````
+"""
+SHELL = """# a comment
+circuit-tracer attribute -p "two
+lines" \\
+    -o graph.safetensors   # said behind it
+
+cat > data.yaml <<'END'
+circuit-tracer: no command
+END
+echo x | circuit-tracer monitor watch - --demo > out.jsonl
+"""
+
+
+@pytest.fixture
+def found(tmp_path: Path) -> list[Block]:
+    path = tmp_path / "page.md"
+    path.write_text(PAGE)
+    return blocks(path)
+
+
+def test_blocks_marks_and_snippets(found: list[Block]) -> None:
+    assert [(block.language, block.line, block.reason) for block in found] == [
+        ("bash", 4, "needs a GPU"),
+        ("python", 10, None),
+        ("python", 15, None),
+        ("text", 19, None),
+    ]
+    assert found[1].text == 'if True:\n    print("```")'
+    assert found[2].snippet == ROOT / "examples" / "group.py"
+    assert [block.is_run for block in found] == [False, True, False, False]
+
+
+def test_commands_go_on_over_lines() -> None:
+    first, second, third = commands(Block(Path("page.md"), 1, "bash", SHELL, None))
+    assert program(first) == ["attribute", "-p", "two\nlines", "-o", "graph.safetensors"]
+    assert second.endswith("\nEND")
+    assert program(second) is None
+    assert program(third) == ["monitor", "watch", "-", "--demo"]
+
+
+def test_the_words_behind_another_program_are_found(found: list[Block]) -> None:
+    (command,) = commands(found[0])
+    assert program(command) == ["train", "gpt2", "--run.out", "out"]
+
+
+def test_marks_are_shown_above_their_block() -> None:
+    shown = on_page_markdown(PAGE)
+    assert '<p class="not-run">Not run in CI: needs a GPU.</p>\n\n```bash' in shown
+    assert "<!--" not in shown

@@ -1,0 +1,99 @@
+"""Every script of examples/ runs in an empty folder, says what it claims and leaves only the files that it names.
+
+A new script is a row of CLAIMS: regular expressions, each of which finds something in what the script prints. A page that
+shows a script, and a block of text right behind it, shows what it prints.
+"""
+
+from __future__ import annotations
+
+import ast
+import re
+import runpy
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+
+from tests.support.code_blocks import PAGES, blocks, squeezed
+
+FOLDER = Path(__file__).parents[2] / "examples"
+ELSEWHERE = {"modal_run": "runs on Modal; tests/many/test_many_documents.py reads its command"}
+SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in ELSEWHERE)
+LONGEST = 60  # lines
+
+CLAIMS: dict[str, tuple[str, ...]] = {
+    "explain_attention": (
+        r"edge (\d+\.\d+) = direct 0\.000 \+ first heads \1",
+        r"L1H0 picks up 10\d% of it",
+        r"L1H0 set to its mean: Austin 0\.997 -> 0\.000",
+        r"without Texas \(places\), norms frozen: 14\.58 -> 9\.95",  # 4.63 less, as the graph says
+        r"without Texas \(places\), norms live: 14\.58 -> 2\d\.",
+    ),
+    "group": (
+        r"Texas  <-  “Dallas” \+100%",
+        r"1\d of 14 sentences hold",
+        r"in the place of Texas, the model would say “Sacramento”",
+    ),
+    "heads": (r"without L1H0: 0 of 8 right", r"without L1H1: 8 of 8 right"),
+    "intervene": (
+        r"without Texas, constrained: Austin 0\.997 -> 0\.9",
+        r"without Texas, direct: Austin 0\.997 -> 0\.000",
+        r"California instead: Sacramento 0\.000 -> 0\.99",
+    ),
+    "neurons": (
+        r"500 neurons, residual \d+e-0[67]",
+        r"Austin without the first 50: 0\.[12]\d\d, without 50 others: 0\.99",
+    ),
+    "patch": (
+        r"\+1\.000  layer 0, resid at Dallas / Oakland",
+        r"\+0\.47\d  layer 0, Texas \(places\) at Dallas / Oakland",
+        r"from 1 gradients, worst: \+0\.0\d for \+1\.00",
+    ),
+    "steer": (
+        r"Dallas is in: Texas \| California",
+        r"vector times 0\.5: Texas\nvector times 1: California\nvector times 2: California Denmark Denmark",
+    ),
+    "validate": (
+        r"constrained +edges against interventions: Spearman 1\.00, slope 1\.00",
+        r"live +edges against interventions: Spearman 0\.83",
+        r"without Texas: 0\.000, as many others: 0\.9",
+        r"Do not trust that features feed features as the MLPs do",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_a_script_says_what_it_is(name: str) -> None:
+    text = (FOLDER / f"{name}.py").read_text(encoding="utf-8")
+    words = ast.get_docstring(ast.parse(text), clean=False) or ""
+    assert f"    python examples/{name}.py" in words
+    assert len(text.splitlines()) <= LONGEST
+    assert CLAIMS.get(name), f"write down in CLAIMS what {name}.py prints"
+    assert f"]({name}.py)" in (FOLDER / "README.md").read_text(encoding="utf-8"), "give it a row of examples/README.md"
+
+
+@pytest.mark.slow("runs every script, each a few seconds")
+@pytest.mark.parametrize("name", SCRIPTS)
+def test_it_runs_and_holds_what_it_claims(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    words = runpy.run_path(str(FOLDER / f"{name}.py"), run_name="__main__")["__doc__"]
+    out = capsys.readouterr().out
+    for claim in CLAIMS[name]:
+        assert re.search(claim, out), f"{claim!r} is not in:\n{out}"
+    for page, shown in shown_behind(FOLDER / f"{name}.py"):
+        assert shown in squeezed(out), f"{page} shows as the output of {name}.py what it does not print: {shown}"
+    for file in re.findall(r"[\w./-]+\.(?:csv|html|json|jsonl|md|safetensors|svg)\b", words):
+        assert (tmp_path / file).is_file(), f"{name}.py names {file} and does not write it"
+    for path in tmp_path.iterdir():
+        assert path.name in words, f"{name}.py writes {path.name} and does not say so"
+
+
+def shown_behind(script: Path) -> Iterator[tuple[Path, str]]:
+    """What pages show as a script's output, and which: in pieces where "..." leaves something out."""
+    for page in PAGES:
+        for code, text in pairwise(blocks(page)):
+            if code.snippet == script and text.language == "text":
+                yield from ((page, squeezed(piece)) for piece in text.text.split("..."))

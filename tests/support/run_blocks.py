@@ -1,0 +1,89 @@
+"""Running the code blocks of a page: in a folder of its own, from top to bottom.
+
+Blocks of Python share one namespace a page. Commands of this package run in this process, where nothing of a shell stands
+around them; the rest goes to bash.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from circuit_tracer.cli.main import app
+from tests.support.code_blocks import INSTALLATION, PAGES, ROOT, Block, blocks, commands, squeezed
+
+# what waits for Ctrl-C; tests/docs/test_blocks_are_read.py checks its options
+WAITING = {"serve", "start-server", "mcp", "--server"}
+SHELL = re.compile(r"[|<>$;&*?`(){}]")
+COMPOUND = re.compile(r"^(for|while|if|cd|export|[A-Za-z_]+=\S*$)\b", re.MULTILINE)
+EXAMPLE = re.compile(r"^python examples/\w+\.py$")  # run by tests/examples
+# README.md and every page with something to run
+RUNNABLE = [page for page in PAGES if any(block.is_run for block in blocks(page))]
+
+
+def run_page(page: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """Every block of a page that is run; the error of a block has its line of the page.
+
+    Of text right behind commands every line is one that they print, or part of one.
+    """
+    _prepare(folder, patch)
+    namespace: dict[str, Any] = {"__name__": "__main__"}
+    printed = None
+    for block in blocks(page):
+        if block.is_run and block.language == "python":
+            exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+        elif block.language == "text" and printed is not None:
+            for line in block.text.splitlines():
+                assert squeezed(line.removesuffix("...")) in printed, (
+                    f"{block}: the commands above do not print {line!r}"
+                )
+        printed = squeezed(_run_shell(block)) if block.is_run and block.language == "bash" else None
+
+
+def _prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
+    """The folder that a page works in; its `circuit-tracer` and `python` are this tree's and this interpreter."""
+    programs, here = folder / "bin", folder / "here"
+    programs.mkdir()
+    here.mkdir()
+    for name, words in {"circuit-tracer": " -m circuit_tracer", "python": ""}.items():
+        (programs / name).write_text(f'#!/bin/sh\nexec "{sys.executable}"{words} "$@"\n')
+        (programs / name).chmod(0o755)
+    for name in ("circuit_tracer", "examples"):  # what pages name by its place in the repository
+        (here / name).symlink_to(ROOT / name)
+    patch.chdir(here)
+    patch.setenv("PATH", f"{programs}{os.pathsep}{os.environ['PATH']}")
+    patch.setenv("PYTHONPATH", str(ROOT))
+    patch.setenv("BROWSER", "true")  # what --open opens
+    patch.setenv("COLUMNS", "120")
+
+
+def _run_shell(block: Block) -> str:
+    """What its commands print."""
+    if COMPOUND.search(block.text):
+        return _bash(block, block.text)
+    printed = ""
+    for command in commands(block):
+        words = shlex.split(command, comments=True)
+        if INSTALLATION.match(command) or EXAMPLE.match(command) or set(words) & WAITING:
+            continue
+        if words[0] == "circuit-tracer" and not SHELL.search(re.sub(r"'[^']*'|\"[^\"$`]*\"|#.*", "", command)):
+            outcome = CliRunner().invoke(app, words[1:])
+            assert outcome.exit_code == 0, f"{block}: {command}\n{outcome.output}"
+            printed += outcome.output
+        else:
+            printed += _bash(block, command)
+    return printed
+
+
+def _bash(block: Block, script: str) -> str:
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{block}: {script}\n{done.stdout}{done.stderr}"
+    return done.stdout
