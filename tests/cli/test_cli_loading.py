@@ -45,8 +45,8 @@ NAMES = (
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"),
-        (("-t", "T", "--demo"), "(not both)"),
+        ((), "name the transcoders with -t (folder, hub id, or neurons with -m MODEL), or use --demo for the small model"),
+        (("-t", "T", "--demo"), "--demo brings its own model and transcoder, and -t names T: leave one out"),
         (("--demo", "-m", "M"), "--demo brings its own model"),
         (("--demo", "--revision", "v1"), "leave it out"),
         (("--demo", "--device", "cuda"), "leave --device cuda out"),
