@@ -12,6 +12,9 @@ from tests.support.extending import Sources
 from tests.support.warm_python import WarmPython
 
 
+pytestmark = pytest.mark.slow("copies of the sources, read anew by processes of their own: 15 s")
+
+
 @pytest.fixture(scope="module")
 def python() -> Iterator[WarmPython]:
     with WarmPython() as running:

@@ -154,6 +154,7 @@ def test_calibrated_levels_are_those_of_one_process(run: Run, tmp_path: Path) ->
             assert found == pytest.approx(expected, rel=1e-12)
 
 
+@pytest.mark.slow("a run a grid of processes: 3 s")
 @pytest.mark.parametrize(
     "run",
     [
@@ -227,6 +228,7 @@ def survivors_end_with_a_resource_error(ended: list[Ended]) -> None:
         assert "--resume" in str(each.error)
 
 
+@pytest.mark.slow("waits for ranks that are gone: 6 s")
 @pytest.mark.parametrize("how", ["exit", "kill", "hang"])
 def test_a_rank_that_falls_ends_the_others_and_the_run_resumes(how: str, tmp_path: Path) -> None:
     run = Run("clt", "batch_topk", "float64")

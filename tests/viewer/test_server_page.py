@@ -113,6 +113,7 @@ def test_what_cannot_be_traced_is_said_in_the_dialog(visit: Callable[..., Page])
     assert texts(page, "[data-testid=targets-chosen] .chip") == ["Austin ×"]
 
 
+@pytest.mark.slow("loads the page several times: 2 s")
 def test_what_was_made_is_saved_and_there_again(
     visit: Callable[..., Page], demo_served: Server, graph_folder: Path
 ) -> None:
@@ -152,6 +153,7 @@ def test_a_save_that_fails_is_said(browser: Browser, quick: Server, graph_folder
     page.close()
 
 
+@pytest.mark.slow("traces and prunes in a browser: 3 s")
 def test_pruning_anew_keeps_what_is_pinned(visit: Callable[..., Page], demo_served: Server) -> None:
     page = visit()
     before = page.js("viewer.graph.nodes.length")
@@ -257,6 +259,7 @@ def test_a_graph_of_another_model_cannot_be_tested_and_the_reason_is_said(visit:
     assert "another model" in texts(page, "[data-testid=test-status]")[0]
 
 
+@pytest.mark.slow("a large graph: 2 s")
 def test_a_large_graph_comes_in_parts(
     visit: Callable[..., Page], graph_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,6 +320,7 @@ def test_a_damaged_list_is_said_and_the_graph_is_shown(visit: Callable[..., Page
     assert "mend it" in texts(page, "[data-testid=toast]")[0]
 
 
+@pytest.mark.slow("visits every panel: 2 s")
 def test_hostile_words_are_text_everywhere(visit: Callable[..., Page], graph_folder: Path) -> None:
     hostile = '</script><script>window.hurt = 1</script><img src=x onerror="window.hurt = 1">'
     document = small_document(slug=hostile, prompt=hostile, prompt_tokens=[hostile, hostile], scan=hostile)
@@ -364,6 +368,7 @@ def test_on_a_phone_and_in_the_dark(visit: Callable[..., Page], demo_served: Ser
     assert page.js("document.documentElement.scrollWidth") <= 390
 
 
+@pytest.mark.slow("looks at every element of a served page: 6 s")
 def test_axe_finds_nothing_serious(visit: Callable[..., Page], demo_served: Server, axe: str) -> None:
     page = visit()
     page.click("[data-testid=start-routes]")
