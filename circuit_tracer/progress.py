@@ -6,14 +6,15 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
-from typing import IO, Any, Self
+from typing import IO, Any, Self, TypeVar
 
 from circuit_tracer.sizes import duration
 
+T = TypeVar("T")
 Progress = Callable[[str, int, int], None]  # what is being done, done, of (0: nobody knows); it ends when all is done
 
 PATIENCE = 2.0  # seconds that a command may take before anything is shown
@@ -65,6 +66,14 @@ def told() -> Iterator[Progress]:
     finally:
         for stage in begun:
             progress(stage, 1, 1)
+
+
+def each_of(stage: str, things: Sequence[T]) -> Iterator[T]:
+    """The things one by one, while it is told how many are done."""
+    with told() as progress:
+        for number, thing in enumerate(things):
+            progress(stage, number, len(things))
+            yield thing
 
 
 @contextmanager

@@ -45,7 +45,10 @@ NAMES = (
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "name the transcoders with -t (folder, hub id, or neurons with -m MODEL), or use --demo for the small model"),
+        (
+            (),
+            "name the transcoders with -t (folder, hub id, or neurons with -m MODEL), or use --demo for the small model",
+        ),
         (("-t", "T", "--demo"), "--demo brings its own model and transcoder, and -t names T: leave one out"),
         (("--demo", "-m", "M"), "--demo brings its own model"),
         (("--demo", "--revision", "v1"), "leave it out"),

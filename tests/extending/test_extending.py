@@ -11,7 +11,6 @@ from tests.support.browser import find_chromium
 from tests.support.extending import Sources
 from tests.support.warm_python import WarmPython
 
-
 pytestmark = pytest.mark.slow("copies of the sources, read anew by processes of their own: 15 s")
 
 
