@@ -2,9 +2,8 @@
 
     python examples/label_features.py
 
-Any server that speaks OpenAI's chat protocol will do. The one of this script is a stand-in, which answers with the word that is
-marked most often, so that everything runs offline. Writes graph.safetensors, and features/ with
-labels.json.
+A server that speaks OpenAI's chat protocol will do; the one here is a stand-in, which says the most frequent marked word.
+Writes graph.safetensors and features/, with features/labels.json.
 """
 
 import json
@@ -29,7 +28,7 @@ class StandIn(BaseHTTPRequestHandler):
     def do_POST(self) -> None:
         asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))["messages"][-1]["content"]
         if name := re.match(r"Feature: (.*)", asked):
-            said = ", ".join(re.findall(rf"(?m)^(\d+)\. .*\b{re.escape(name[1])}\b", asked)) or "0"
+            said = ", ".join(re.findall(rf"(?m)^(\d+)\. .*\b{re.escape(name[1])}\b", asked))
         else:
             said = Counter(re.findall(r"<<(.*?)>>", asked)).most_common(1)[0][0].strip()
         body = json.dumps({"choices": [{"message": {"content": said}}]}).encode()
@@ -46,18 +45,16 @@ kept = attribute(PROMPT, model).save("graph.safetensors")
 build_features(model, corpus_of(model.tokenizer), "features", BuildSettings(), wanted=features_of_graphs([kept]))
 features = FeatureFolder("features")
 texas = features.get((0, 78))
-print(f"0/78 is active on {texas['n_active']} of {texas['n_tokens']:,} tokens; the strongest examples:")
-for example in texas["examples_quantiles"][0]["examples"][:3]:
-    print(f"  {marked_text(example, texas['act_max'])}")
+strongest = texas["examples_quantiles"][0]["examples"][0]
+print(f"0/78: {texas['n_active']} of {texas['n_tokens']:,} tokens, such as {marked_text(strongest, texas['act_max'])}")
 
 server = ThreadingHTTPServer(("127.0.0.1", 0), StandIn)
 threading.Thread(target=server.serve_forever, daemon=True).start()
 chat = ChatModel("stand-in", f"http://127.0.0.1:{server.server_port}/v1", features.folder / ".answers")
 interpreter, places = Interpreter(features, chat), list(features)
-print(f"{interpreter.estimate(places).requests} questions or more, for {len(places)} features")
+asked = interpreter.estimate(places).requests
 add_labels(features.folder, interpreter.interpret(places))
-server.shutdown()
-print(f"asked again: {interpreter.estimate(places).requests} questions")
+print(f"{asked} questions for {len(places)} features; asked again: {interpreter.estimate(places).requests} questions")
 for place in ((0, 78), (0, 9), (1, 120)):
     label = load_labels(features.folder)[place]
     print(f"{place}: {label.text!r}, by {label.source}, score {label.score}")

@@ -2,7 +2,7 @@
 
     python examples/publish.py
 
-Writes page/, for any web server, and published/, what `circuit-tracer push` would upload.
+Writes page/, for any web server, native/, the dictionary, and published/, what `circuit-tracer push` would upload.
 """
 
 import json

@@ -64,10 +64,13 @@ def with_front(notebook: dict[str, Any], name: str) -> dict[str, Any]:
     text = "".join(title["source"]).split("\n")
     body = text[2:] if text[0].startswith("[![Open in Colab]") else text
     title = {**title, "source": "\n".join([badge(name), "", *body])}
-    if not (install["cell_type"] == "code" and "google.colab" in "".join(install["source"])):
+    count = None
+    if install["cell_type"] == "code" and "google.colab" in "".join(install["source"]):
+        count = install["execution_count"]
+    else:
         rest = [install, *rest]
     number = title["id"].split("-")[0]
-    install = {"cell_type": "code", "id": f"{number}-install", "metadata": {}, "outputs": [], "execution_count": None}
+    install = {"cell_type": "code", "id": f"{number}-install", "metadata": {}, "outputs": [], "execution_count": count}
     return {**notebook, "cells": [title, {**install, "source": first_cell()}, *rest]}
 
 

@@ -15,7 +15,8 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from circuit_tracer.viewer.server.guard import MOST_BYTES, require_own_host, require_own_origin
 from circuit_tracer.viewer.server.problems import Refusal
-from circuit_tracer.viewer.server.running import HOST
+from circuit_tracer.viewer.server.running import ANSWERS_SECONDS, HOST
+from circuit_tracer.viewer.server.slow_connections import ImpatientProtocol
 
 PATH = "/mcp"
 MOST_SESSIONS = 16
@@ -35,7 +36,14 @@ def serve_stdio(server: Server) -> None:
 def serve_http(server: Server, listening: socket.socket) -> None:
     """Answer HTTP on a socket of the loopback interface, until Ctrl-C."""
     config = uvicorn.Config(
-        http_app(server), log_config=None, access_log=False, server_header=False, proxy_headers=False, ws="none"
+        http_app(server),
+        http=ImpatientProtocol,
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        timeout_graceful_shutdown=ANSWERS_SECONDS,
     )
     uvicorn.Server(config).run(sockets=[listening])
 

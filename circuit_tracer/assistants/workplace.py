@@ -85,7 +85,7 @@ class Workplace:
 
     def names(self) -> list[str]:
         """The graphs of the folder: those of the index first, then others by name."""
-        listed = [entry["slug"] for entry in self.graphs.entries()[0]]
+        listed = [entry["slug"] for entry in self.graphs.entries()[0] if _is_name(entry["slug"])]
         files = [path for suffix in WHOLE for path in self.graphs.folder.glob(f"*{suffix}")]
         whole = sorted({path.name.removesuffix(path.suffix) for path in files} - set(listed))
         return [*listed, *(name for name in whole if _is_name(name) and self.graphs.whole(name) is not None)]

@@ -69,7 +69,8 @@ def attribute(
         batch_size: Most rows in flight; neither it nor `update_interval` (kept for scripts written for circuit-tracer)
             changes the result.
         max_feature_nodes: How many features get a row of their own, chosen by exact influence; None or 0: all active ones.
-            Of neurons, how many are nodes, all of them with a row, chosen by total effect; None or 0: 2,000 (README.md §9).
+            Of neurons, how many are nodes, all of them with a row, chosen by total effect; None or 0: 2,000
+            (attribution/README.md §9).
         offload: "cpu" or "disk": do not keep decoder rows in memory; they are read again from the transcoder's files.
         verbose: Draw a progress bar.
         update_interval: Kept for scripts written for circuit-tracer; changes nothing.

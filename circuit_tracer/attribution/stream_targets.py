@@ -34,9 +34,13 @@ class DirectionTarget(NamedTuple):
     Its row sums to <vector, activation>.
 
     Attributes:
-        site: `hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`, or a place behind one of the layer's norms or between
-            two of these (`DIRECTION_SITES`), or `attn.hook_z`, of which the vector is (H * d).
+        vector: (D,), finite and not zero.
+        site: `hook_resid_pre`, `hook_resid_mid`, `hook_resid_post`, or a place behind one of the layer's norms or
+            between two of these (`DIRECTION_SITES`), or `attn.hook_z`, of which the vector is (H * d).
+        layer: Of the site.
         position: -1 is the last token.
+        weight: Factor on the row.
+        label: Text shown to people; "": made of the place.
     """
 
     vector: Tensor
@@ -51,6 +55,12 @@ class DirectionSum(NamedTuple):
     """Several directions read as one target, each times its weight, and a constant: the score of a probe, for one.
 
     Its row and the constant sum to constant + sum of weight * <vector, activation>.
+
+    Attributes:
+        directions: What is summed.
+        constant: Added to the sum.
+        weight: Factor on the whole; influence takes its size.
+        label: Text shown to people; "": made of the directions.
     """
 
     directions: tuple[DirectionTarget, ...]
@@ -63,11 +73,16 @@ class AttentionTarget(NamedTuple):
     """Why a head looks where it looks: the score of (layer, head, query, key) before the softmax.
 
     Attributes:
-        versus: Another key, or "rest" for all others that the query sees, in proportion to their attention: then it is the
-            difference of the scores, which is the difference of the logs of attention.
-        side: The score is a product of what the query's token holds and what the key's token holds. "key" takes the query
-            as given and explains the key, "query" the other way round; "both" is half of each, a node's Shapley share of
-            the product. Each sums to the score.
+        layer: Of the head.
+        head: Its number.
+        query: Position that looks; negative ones count from the end.
+        key: Position that is looked at.
+        versus: Another key, or "rest" for all others that the query sees, in proportion to their attention: then it is
+            the difference of the scores, which is the difference of the logs of attention.
+        side: The score is a product of what the query's token holds and what the key's token holds. "key" takes the
+            query as given and explains the key, "query" the other way round; "both" is half of each, a node's Shapley
+            share of the product. Each sums to the score.
+        weight: Factor on the row.
 
     Examples:
         >>> from circuit_tracer import AttentionTarget, attribute

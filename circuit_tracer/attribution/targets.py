@@ -73,6 +73,12 @@ LIKELIEST = 10  # tokens of the prediction that a graph keeps
 class FeatureTarget(NamedTuple):
     """A feature's pre-activation at a position, as a target.
 
+    Attributes:
+        layer: Of the feature.
+        position: Negative ones count from the end.
+        feature_idx: Of the feature in its layer.
+        weight: Factor on the row; influence takes its size.
+
     Examples:
         >>> from circuit_tracer import FeatureTarget, attribute
         >>> attribute(PROMPT, model, attribution_targets=[FeatureTarget(0, 7, 78)]).targets.feature(0)
@@ -87,6 +93,11 @@ class FeatureTarget(NamedTuple):
 
 class LogitDifference(NamedTuple):
     """logit(token) - logit(other), as one target; tokens by string or id.
+
+    Attributes:
+        token: By text or id.
+        other: The one that is subtracted.
+        weight: Factor on the row; influence takes its size.
 
     Examples:
         >>> from circuit_tracer import LogitDifference, attribute

@@ -16,7 +16,13 @@ ROLES: tuple[Role, ...] = get_args(Role)
 
 @dataclass(frozen=True)
 class Supernode:
-    """A group of nodes of a graph that do one thing together."""
+    """A group of nodes of a graph that do one thing together.
+
+    Attributes:
+        name: Such as "Texas" or "say Austin"; "" until it is named.
+        role: What it does.
+        members: Ids of nodes, in the graph's order, at least one.
+    """
 
     name: str  # "Texas", "say Austin"; "" until it is named
     role: Role
@@ -62,7 +68,13 @@ class GroupingScore:
 
 @dataclass(frozen=True)
 class Grouping:
-    """Disjoint groups of a pruned graph's nodes, in the graph's order; nodes in none stand alone."""
+    """Disjoint groups of a pruned graph's nodes, in the graph's order; nodes in none stand alone.
+
+    Attributes:
+        supernodes: The groups.
+        settings: Of `group_nodes`: how it was made.
+        score: How well they do one thing each; None: made by hand.
+    """
 
     supernodes: tuple[Supernode, ...]
     settings: Mapping[str, str | float | int | None] = field(default_factory=dict)  # of `group_nodes`: how it was made

@@ -523,12 +523,12 @@ class ProbeExplained(Line):
 
 
 class FlagReason(Line):
-    """A feature that stands behind a flag."""
+    """A feature that stands behind a flag. part: what it adds to the score."""
 
     layer: int
     feature: int
     activation: float
-    effect: float
+    part: float
     label: str | None = None
 
 

@@ -78,13 +78,14 @@ class _Printed(GenerateJsonSchema):
 
 
 @cache
-def schema_of(kind: type) -> dict[str, Any]:
-    """The JSON Schema of a type of line."""
-    return TypeAdapter(kind).json_schema(schema_generator=_Printed, mode="serialization")
-
-
-@cache
 def schema(command: str) -> dict[str, Any]:
     """The JSON Schema of a command's lines, such as "attribute" or "probe fit"."""
     kinds: tuple[Any, ...] = (*LINES[command], a.Failed)
+    return TypeAdapter(reduce(or_, kinds)).json_schema(schema_generator=_Printed, mode="serialization")
+
+
+@cache
+def schema_of_all() -> dict[str, Any]:
+    """One JSON Schema of every line there is, with all types by name in ``$defs``."""
+    kinds: tuple[Any, ...] = (*(kind for lines in LINES.values() for kind in lines), a.Failed)
     return TypeAdapter(reduce(or_, kinds)).json_schema(schema_generator=_Printed, mode="serialization")

@@ -20,7 +20,12 @@ _FEATURE_LABEL = re.compile(r"feature (\d{1,9})/(\d{1,18})", re.ASCII)
 
 
 class LogitTarget(NamedTuple):
-    """A target as circuit-tracer stores it: its text, and its token id (or a virtual id >= V when it is no token)."""
+    """A target as circuit-tracer stores it: its text, and its token id (or a virtual id >= V when it is no token).
+
+    Attributes:
+        token_str: Its text.
+        vocab_idx: Its token id, or a virtual id >= V when it is no token.
+    """
 
     token_str: str
     vocab_idx: int
@@ -34,7 +39,13 @@ class LogitTarget(NamedTuple):
 
 
 class CustomTarget(NamedTuple):
-    """A direction to attribute to: label, weight, and a vector (D,) that reads the output of the final norm."""
+    """A direction to attribute to: label, weight, and a vector (D,) that reads the output of the final norm.
+
+    Attributes:
+        token_str: The label.
+        prob: The weight; influence takes its size.
+        vec: (D,).
+    """
 
     token_str: str
     prob: float

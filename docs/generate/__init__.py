@@ -1,4 +1,5 @@
-"""Pages that are written from the code: the commands with their options, and llms.txt.
+"""Pages that are written from the code: the commands with their options, what `--json` prints, the tools
+for assistants, and llms.txt.
 
 python -m docs.generate            # after a change of a command, of an option, or of a page's first sentence
 python -m docs.generate --check    # status 1 if they do not say what the code says
@@ -16,9 +17,11 @@ DOCS = Path(__file__).parents[1]
 
 def pages() -> dict[Path, str]:
     """What is written where."""
-    from docs.generate import commands, llms
+    from docs.generate import commands, json_lines, llms, tools
 
     written = {DOCS / "reference" / "commands" / name: text for name, text in commands.pages().items()}
+    reference = DOCS / "reference"
+    written |= {reference / "json.md": json_lines.page(), reference / "mcp.md": tools.page(reference / "mcp.md")}
     return written | {DOCS / "llms.txt": llms.index()}
 
 

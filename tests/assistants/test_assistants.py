@@ -203,6 +203,9 @@ HOSTILE: list[tuple[str, Mapping[str, Any]]] = [
     ("trace_prompt", {"prompt": PROMPT, "max_feature_nodes": 0}),
     ("trace_prompt", {"prompt": PROMPT, "node_threshold": float("nan")}),
     ("trace_prompt", {"prompt": PROMPT, "targets": ["no such token"]}),
+    ("trace_prompt", {"prompt": PROMPT, "targets": ["sae:/etc:0:1:2"]}),
+    ("trace_prompt", {"prompt": PROMPT, "targets": ["direction:/etc/passwd:hook_resid_pre:0:1"]}),
+    ("trace_prompt", {"prompt": PROMPT, "targets": ["attn:L99H99:1:1"]}),
     ("no_such_tool", {}),
 ]
 

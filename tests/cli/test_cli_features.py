@@ -26,11 +26,13 @@ def test_build_export_and_view(run: Run, folders: Folders, text: Path, traced: P
     names = {path.name for path in built.iterdir()}
     assert {"index.json.gz", "features.json", "labels.json", "layer_0.bin"} <= names
     assert not any(name.startswith(".") for name in names)
-    assert run(*arguments, "--separate", "--device", "cpu").code == 0
+    assert run(*arguments, "--separate", "--device", "cpu", "--json").json == {"files": [str(built)]}
     assert "belongs to another" in run(*arguments, "--device", "cpu").err
 
     exported = tmp_path / "json"
-    assert run("features", "export", built, "-o", exported, "--graph", traced).code == 0
+    assert run("features", "export", built, "-o", exported, "--graph", traced, "--json").json["count"] == len(
+        list(exported.iterdir())
+    )
     assert 0 < len(list(exported.iterdir())) <= 60
     assert "--model-id" in run("features", "export", built, "-o", exported, "--to", "neuronpedia").err
     named = ("--model-id", "tiny", "--source-set", "set")
@@ -38,7 +40,7 @@ def test_build_export_and_view(run: Run, folders: Folders, text: Path, traced: P
     assert json.loads(next((tmp_path / "np").iterdir()).read_text(encoding="utf-8"))["modelId"] == "tiny"
 
     page = tmp_path / "page.html"
-    assert run("view", traced, "-o", page, "--features", built).code == 0
+    assert run("view", traced, "-o", page, "--features", built, "--json").json == {"files": [str(page)]}
     assert '"examples_quantiles"' in page.read_text(encoding="utf-8")
 
 

@@ -11,7 +11,7 @@ from typer.main import get_command
 
 from circuit_tracer.cli.main import app
 from circuit_tracer.cli.schemas import LINES, WITHOUT, schema
-from tests.support.command import Run
+from tests.support.command import Folders, Run
 
 
 def every() -> dict[str, Any]:
@@ -74,3 +74,25 @@ def test_failures_of_ours_are_lines_too(run: Run, traced: Path, monkeypatch: pyt
     outcome = run("prune", traced, "--json")
     assert outcome.code == 1
     assert outcome.json["error"]["kind"] == "ZeroDivisionError"
+
+
+def test_plans_and_settings_of_a_training_are_lines(run: Run, folders: Folders, tmp_path: Path) -> None:
+    (tmp_path / "text.txt").write_text("the capital of Texas is Austin")
+    run_settings = ["--model.name", folders.model, "--data.path", tmp_path / "text.txt", "--run.out", tmp_path / "run"]
+    printed = run("train", "gpt2", "--print-config", "--json", *run_settings)
+    assert printed.code == 0, printed.err
+    assert printed.json["run"]["out"] == str(tmp_path / "run")
+
+
+def test_a_graph_that_is_converted_is_named(run: Run, traced: Path, tmp_path: Path) -> None:
+    assert run("convert", traced, tmp_path / "g.json", "--json").json == {"files": [str(tmp_path / "g.json")]}
+    assert run("info", tmp_path / "g.json", "--json").json["what"] == "graph file for viewers"
+
+
+@pytest.mark.slow("the whole demo, and its feature pages")
+def test_the_demo_is_told_in_a_line(run: Run, tmp_path: Path) -> None:
+    found = run("demo", "-o", tmp_path, "--json")
+    assert found.code == 0, found.err
+    assert len(found.json["files"]) == 5
+    assert {sentence["status"] for sentence in found.json["story"]["sentences"]} >= {"holds"}
+    assert "wrote" in found.err

@@ -123,7 +123,8 @@ def test_an_interrupted_trace_is_saved(
     (tmp_path / "prompts").write_text("the capital\na state\n")
     outcome = run("attribute", "-t", folders.transcoder, "--prompt-file", tmp_path / "prompts", "--json")
     assert outcome.code == 130
-    assert len(outcome.out.splitlines()) == 1
+    assert len(outcome.out.splitlines()) == 2
+    assert '"Interrupted"' in outcome.out.splitlines()[1]
 
 
 def _demo(monkeypatch: pytest.MonkeyPatch, **names: object) -> None:

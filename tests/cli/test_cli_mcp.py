@@ -40,6 +40,14 @@ def test_a_port_that_is_taken_and_a_folder_that_is_none_are_said(run: Run, tmp_p
     assert outcome.out == ""
 
 
+def test_the_extra_that_is_missing_is_named(run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "circuit_tracer.assistants.server", raising=False)
+    monkeypatch.setitem(sys.modules, "mcp.server.lowlevel", None)
+    outcome = run("mcp", "-o", tmp_path)
+    assert outcome.code == 2
+    assert "pip install 'circuit-tracing[mcp]'" in outcome.err
+
+
 @pytest.mark.slow("the whole command in a process of its own, with the embedded model")
 def test_a_session_by_standard_input_and_output(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "circuit_tracer", "mcp", "-o", str(tmp_path / "graphs"), "--demo"]
@@ -69,6 +77,30 @@ async def _session(parameters: StdioServerParameters, said: Any) -> dict[str, An
         refused = await client.call_tool("graph_info", {"graph": "../dallas"})
         assert refused.is_error
         return dict(traced.structured_content)
+
+
+@pytest.mark.slow("the whole command in a process of its own")
+def test_a_session_by_http(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    command = [sys.executable, "-m", "circuit_tracer", "mcp", "-o", str(tmp_path), "--http", "--port", str(port)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            assert process.stderr is not None
+            assert f"http://127.0.0.1:{port}/mcp" in process.stderr.readline()
+            assert anyio.run(_about, f"http://127.0.0.1:{port}/mcp") == {"state": "none", "graphs": 0}
+            process.send_signal(signal.SIGINT)
+            out, err = process.communicate(timeout=60)
+        finally:
+            process.kill()
+    assert (process.returncode, out) == (0, "")
+    assert "Traceback" not in err
+
+
+async def _about(address: str) -> dict[str, Any]:
+    async with Client(address) as client:
+        found = (await client.call_tool("about")).structured_content
+        return {"state": found["model_state"], "graphs": found["graphs"]}
 
 
 @pytest.mark.slow("the whole command in a process of its own")

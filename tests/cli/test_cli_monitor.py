@@ -48,7 +48,7 @@ def test_a_file_standard_input_and_a_folder_are_watched(
     (tmp_path / "folder" / "one.txt").write_text(PROMPT)
     of_demo = run("monitor", "watch", tmp_path / "folder", "--feature", "0/78", "--demo").json
     assert of_demo["flags"][0]["features"][0]["label"] == load_labels()[0, 78]
-    folder = run("monitor", "watch", tmp_path / "folder", *watched).json
+    folder = run("monitor", "watch", tmp_path / "folder", *watched, "--json").json
     assert folder["id"] == "one.txt"
     assert folder["scores"] == pytest.approx(rows[0]["scores"], rel=1e-4, abs=1e-5)
 

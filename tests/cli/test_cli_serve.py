@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 
 from tests.support.command import Folders, Run
+from tests.support.json_lines import require_lines
 from tests.support.process_cases import command
 
 PROMPT = "the capital of Texas is"
@@ -45,6 +46,9 @@ def address_of(process: Any, folder: Path) -> str:
         printed = (folder / "out").read_text() if (folder / "out").exists() else ""
         if found := re.search(r"serving .* at (http://127\.0\.0\.1:\d+/)", printed):
             return found[1]
+        if printed.endswith("}\n"):
+            require_lines(["start-server"], 0, printed)
+            return str(json.loads(printed)["url"])
         time.sleep(0.02)
     raise AssertionError((folder / "err").read_text())
 
@@ -100,7 +104,7 @@ def labels_at(address: str, slug: str) -> set[str]:
 def test_start_server_is_circuit_tracers(tmp_path: Path) -> None:
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / "7.json").write_text("{}")
-    with running("start-server", "--graph_file_dir", tmp_path, "--port", 0) as address:
+    with running("start-server", "--graph_file_dir", tmp_path, "--port", 0, "--json") as address:
         assert get(address + "api/session")["model"] is None
         assert get(address + "features/7.json") == {}
 

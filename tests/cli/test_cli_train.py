@@ -197,8 +197,9 @@ def test_a_tiny_run_and_its_continuation(
     refused = run("train", config)
     assert refused.code == 2
     assert "--resume" in refused.err
-    resumed = run("train", tmp_path / "run", "--resume")  # the folder knows its configuration
+    resumed = run("train", tmp_path / "run", "--resume", "--json")  # the folder knows its configuration
     assert resumed.code == 0, resumed.err
+    assert str(tmp_path / "run" / "transcoder") in resumed.json["files"]
     assert load(tmp_path / "run") == load(config)
     planned = run("train", tmp_path / "run", "--resume", "--run.tokens", 160, "--plan")
     assert "for the last 1 of 5 steps of 32 tokens" in planned.out
@@ -220,11 +221,12 @@ def test_a_tiny_run_and_its_continuation(
 
 
 def test_find_prints_a_rate_and_writes_nothing_else(run: Run, config: Path, tmp_path: Path) -> None:
-    outcome = run("train", config, "--find")
+    outcome = run("train", config, "--find", "--json")
     assert outcome.code == 0, outcome.err
     assert "trying 3 to 8 learning rates, 4 steps of 32 tokens each: about" in outcome.err
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["find.json"]
     written = json.loads((tmp_path / "run" / "find.json").read_text())
+    assert outcome.json["learning_rate"] == pytest.approx(written["learning_rate"])
     assert f"--optimizer.learning_rate {written['learning_rate']:.2g}" in outcome.err
     assert len(written["trials"]) >= 3
     refused = run("train", config, "--find", "--resume")

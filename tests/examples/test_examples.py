@@ -23,6 +23,11 @@ SCRIPTS = sorted(path.stem for path in FOLDER.glob("*.py") if path.stem not in E
 LONGEST = 60  # lines
 
 CLAIMS: dict[str, tuple[str, ...]] = {
+    "compare": (
+        r"the nodes account for -16\.23\d* of -16\.23",
+        r"-4\.49  Texas \(places\)",
+        r"without 'Texas \(places\)' at Dallas: (-15\.\d+), accounted for \1",
+    ),
     "explain_attention": (
         r"edge (\d+\.\d+) = direct 0\.000 \+ first heads \1",
         r"L1H0 picks up 10\d% of it",
@@ -41,18 +46,56 @@ CLAIMS: dict[str, tuple[str, ...]] = {
         r"without Texas, direct: Austin 0\.997 -> 0\.000",
         r"California instead: Sacramento 0\.000 -> 0\.99",
     ),
+    "label_features": (
+        r"0/78: 108 of 22,968 tokens, such as .*<<",
+        r"\(0, 78\): 'Texas', by openai:stand-in, score 0\.[89]",
+        r"asked again: 0 questions",
+    ),
+    "long_prompt": (
+        r"interrupted: the graph holds the 309 features computed so far of 618",
+        r"the same to the bit: True",
+        r"the sums hold to \de-0[67]",
+    ),
+    "many_prompts": (
+        r"20 of 72 rows, then 72\nanswered right: 72 of 72",
+        r"misses its sum by \de-0[67]",
+        r"33% of the graphs keep 0/9, \"capital\"",
+    ),
+    "monitor": (
+        r"1: state at 'Oakland is in'\n2: nothing",
+        r"unsteered San Diego is Sacramento, steered San Diego is Austin from token 8 on",
+    ),
     "neurons": (
         r"500 neurons, residual \d+e-0[67]",
         r"Austin without the first 50: 0\.[12]\d\d, without 50 others: 0\.99",
+    ),
+    "own_activations": (
+        r"0\.0\d+ of the MLPs' output is missing on held-out rows",
+        r"not measured: Replacement and graphs: the model is not here",
     ),
     "patch": (
         r"\+1\.000  layer 0, resid at Dallas / Oakland",
         r"\+0\.47\d  layer 0, Texas \(places\) at Dallas / Oakland",
         r"from 1 gradients, worst: \+0\.0\d for \+1\.00",
     ),
+    "probe": (
+        r"stream +AUC 0\.9",
+        r"'Oakland is in': \+\d\.\d+, fires\n'Munich is in': -\d\.\d+, silent",
+        r"all of them together: predicted (-0\.\d+), measured \1",
+    ),
+    "publish": (
+        r"https://neuronpedia\.org/gemma-2-2b/graph\?slug=dallas",
+        r"refused: native holds no README\.md",
+        r"10 files, 1\.6 MB: published/",
+    ),
     "steer": (
         r"Dallas is in: Texas \| California",
         r"vector times 0\.5: Texas\nvector times 1: California\nvector times 2: California Denmark Denmark",
+    ),
+    "train": (
+        r"39 steps: 0\.0\d+ of the MLPs' output is missing\n78 steps: 0\.0",
+        r"top-1 with all MLPs replaced: 7\d%, by a random dictionary \d%",
+        r"traced with it: Graph",
     ),
     "validate": (
         r"constrained +edges against interventions: Spearman 1\.00, slope 1\.00",

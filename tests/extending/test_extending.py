@@ -144,8 +144,42 @@ def test_a_command(sources: Sources) -> None:
         graph = attribute("the capital of Texas is", model)
         graph.save("graph.safetensors")
         assert run("tokens", "graph.safetensors").stdout.splitlines()[-1].split() == [str(graph.n_pos - 1), "is"]
-        assert json.loads(run("tokens", "graph.safetensors", "--json").stdout)["tokens"] == list(graph.token_strings)
+        from tests.support.json_lines import require_lines
+
+        words = ["tokens", "graph.safetensors", "--json"]
+        printed = run(*words).stdout
+        require_lines(words, 0, printed)
+        assert json.loads(printed)["tokens"] == list(graph.token_strings)
         assert run("tokens", "nowhere.safetensors").exit_code == 2
+    """)
+
+
+def test_a_tool_for_assistants(sources: Sources) -> None:
+    """It is listed, answers, and refuses in words."""
+    sources.follow("A tool for assistants")
+    sources.script("""
+        import anyio
+        from pathlib import Path
+        from mcp import Client
+        from circuit_tracer import attribute
+        from circuit_tracer.assistants.server import make_server
+        from circuit_tracer.assistants.workplace import Workplace, open_folder
+        from circuit_tracer.demo.show import load_demo
+
+        graph = attribute("the capital of Texas is", load_demo())
+        folder = open_folder(Path("graphs"))
+        graph.save("graphs/texas.safetensors")
+
+        async def session():
+            async with Client(make_server(Workplace(folder))) as client:
+                (tool,) = [each for each in (await client.list_tools()).tools if each.name == "tokens"]
+                assert tool.title == "Tokens of a prompt"
+                assert tool.annotations.read_only_hint
+                found = await client.call_tool("tokens", {"graph": "texas"})
+                assert found.structured_content == {"tokens": list(graph.token_strings)}
+                assert (await client.call_tool("tokens", {"graph": "../texas"})).is_error
+
+        anyio.run(session)
     """)
 
 

@@ -70,7 +70,9 @@ def test_they_open_on_colab_from_one_address(path: Path) -> None:
     assert title.startswith(f"[![Open in Colab]({run.BADGE})](https://colab.research.google.com/github/")
     assert f"/notebooks/{path.name})" in title
     assert "google.colab" in "".join(code(notebook)[0]["source"])
-    assert len(fresh["cells"]) == len(notebook["cells"])
+    assert [{**cell, "source": "".join(cell["source"])} for cell in notebook["cells"]] == [
+        {**cell, "source": "".join(cell["source"])} for cell in fresh["cells"]
+    ]
 
 
 def test_the_list_of_notebooks_has_all_of_them() -> None:

@@ -30,6 +30,7 @@ SHOWN = (
 REASONS = ("needs a hub", "needs a GPU", "needs a cluster", "needs an endpoint")
 
 FENCE = re.compile(r"^(?P<indent> *)(?P<fence>`{3,}|~{3,}) *(?P<language>[\w-]*)(?P<rest>.*)$")
+TITLE = re.compile(r'title="(?P<title>[^"]*)"')
 MARK = re.compile(r"^ *<!-- not run: (?P<reason>.*?) -->$")
 # what CI has done before it runs anything here
 INSTALLATION = re.compile(r"^(pip install|make|git clone|python3? -m venv|source|cd) ")
@@ -46,6 +47,7 @@ class Block:
     language: str
     text: str
     reason: str | None  # of a mark that says why it is not run
+    title: str = ""  # "Printed": what the Python before it prints
 
     def __str__(self) -> str:
         return f"{self.page.relative_to(ROOT)}:{self.line}"
@@ -74,7 +76,17 @@ def blocks(page: Path) -> list[Block]:
             assert end is not None, f"{page}:{number + 1}: a block that does not end"
             mark = MARK.match(lines[number - 1]) if number else None
             text = dedent("\n".join(lines[number + 1 : end]))
-            found.append(Block(page, number + 1, opened["language"], text, mark["reason"] if mark else None))
+            title = TITLE.search(opened["rest"])
+            found.append(
+                Block(
+                    page,
+                    number + 1,
+                    opened["language"],
+                    text,
+                    mark["reason"] if mark else None,
+                    title["title"] if title else "",
+                )
+            )
             number = end
         number += 1
     return found

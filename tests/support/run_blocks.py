@@ -11,6 +11,8 @@ import re
 import shlex
 import subprocess
 import sys
+from contextlib import redirect_stdout
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from tests.support.code_blocks import INSTALLATION, PAGES, ROOT, Block, blocks, 
 
 # what waits for Ctrl-C; tests/docs/test_blocks_are_read.py checks its options
 WAITING = {"serve", "start-server", "mcp", "--server"}
+NUMBER = re.compile(r"[+-]?\d+(\.\d+)?%?$")
 SHELL = re.compile(r"[|<>$;&*?`(){}]")
 COMPOUND = re.compile(r"^(for|while|if|cd|export|[A-Za-z_]+=\S*$)\b", re.MULTILINE)
 EXAMPLE = re.compile(r"^python examples/\w+\.py$")  # run by tests/examples
@@ -32,14 +35,19 @@ RUNNABLE = [page for page in PAGES if any(block.is_run for block in blocks(page)
 def run_page(page: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
     """Every block of a page that is run; the error of a block has its line of the page.
 
-    Of text right behind commands every line is one that they print, or part of one.
+    Of text right behind commands every line is one that they print, or part of one. Text called "Printed" is what the Python
+    before it prints, up to rounding.
     """
     _prepare(folder, patch)
     namespace: dict[str, Any] = {"__name__": "__main__"}
-    printed = None
+    printed, told = None, ""
     for block in blocks(page):
         if block.is_run and block.language == "python":
-            exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+            with redirect_stdout(StringIO()) as out:
+                exec(compile("\n" * block.line + block.text, str(page), "exec"), namespace)
+            told = out.getvalue()
+        elif block.title == "Printed":
+            assert _words(told) == [_rounded(word) for word in _words(block.text)], f"{block}: it prints\n{told}"
         elif block.language == "text" and printed is not None:
             for line in block.text.splitlines():
                 assert squeezed(line.removesuffix("...")) in printed, (
@@ -63,6 +71,16 @@ def _prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
     patch.setenv("PYTHONPATH", str(ROOT))
     patch.setenv("BROWSER", "true")  # what --open opens
     patch.setenv("COLUMNS", "120")
+
+
+def _words(text: str) -> list[str | float]:
+    """What is printed, word by word, numbers as numbers."""
+    words = re.split(r"[\s\[\],;]+", text.strip())
+    return [float(word.rstrip("%")) if NUMBER.match(word) else word for word in words]
+
+
+def _rounded(word: str | float) -> Any:
+    return pytest.approx(word, rel=0.01, abs=2e-4) if isinstance(word, float) else word
 
 
 def _run_shell(block: Block) -> str:

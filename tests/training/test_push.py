@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -14,6 +15,7 @@ from circuit_tracer.errors import FileFormatError, InputError, ResourceError
 from circuit_tracer.training.export.push import Publication, check_repo_id, collect, copy_to, push
 from circuit_tracer.transcoders import load_transcoder_from_hub, save_transcoders
 from tests.support.fake_hub import READ_ONLY, TOKEN, FakeHub
+from tests.support.json_lines import require_lines
 from tests.support.tiny import tiny_transcoder
 
 
@@ -191,7 +193,10 @@ class TestCommand:
     def run(*arguments: object) -> tuple[int, str]:
         from circuit_tracer.cli.main import app
 
-        result = CliRunner().invoke(app, ["push", *map(str, arguments)])
+        words = ["push", *map(str, arguments)]
+        result = CliRunner().invoke(app, words)
+        if "--json" in words:
+            require_lines(words, result.exit_code, result.stdout)
         return result.exit_code, result.output
 
     def test_dry_run_lists_files_and_needs_nothing(self, folder: Path) -> None:
@@ -200,7 +205,7 @@ class TestCommand:
         assert "W_dec_0.safetensors" in said
         assert "in 10 files" in said
         assert "left out: notes.txt" in said
-        assert self.run(folder, "--dry-run")[0] == 0
+        assert json.loads(self.run(folder, "--dry-run", "--json")[1])["left_out"] == ["notes.txt"]
 
     def test_a_folder_instead_of_the_hub(self, folder: Path, tmp_path: Path) -> None:
         code, said = self.run(folder, "-o", tmp_path / "copy")

@@ -17,6 +17,7 @@ from circuit_tracer.graph.files.read_json import features_of, load_viewer_json
 from circuit_tracer.graph.files.view import View
 from tests.support.fake_neuronpedia import KEY, Uploads
 from tests.support.fake_servers import FakeServer
+from tests.support.json_lines import require_lines
 
 MODEL = "gemma-2-2b"
 
@@ -37,7 +38,11 @@ def graph_file(demo_graph: Graph, tmp_path: Path) -> Path:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(app, ["upload", *map(str, arguments)])
+    words = ["upload", *map(str, arguments)]
+    found = CliRunner().invoke(app, words)
+    if "--json" in words:
+        require_lines(words, found.exit_code, found.stdout)
+    return found
 
 
 def test_a_graph_arrives_with_its_pins_and_labels(uploads: Uploads, graph_file: Path, demo_graph: Graph) -> None:
@@ -69,6 +74,8 @@ def test_a_dry_run_sends_nothing_and_needs_no_key(
     assert done.exit_code == 0, done.output
     assert "would upload two-hop for gemma-2-2b" in done.output
     assert not uploads.promised
+    line = json.loads(run(graph_file, "--model-id", MODEL, "--dry-run", "--json").stdout)
+    assert (line["sent"], line["slug"]) == (False, "two-hop")
     refused = run(graph_file, "--model-id", MODEL)
     assert refused.exit_code == 2
     assert "NEURONPEDIA_API_KEY is not set" in refused.output

@@ -29,7 +29,12 @@ LIVE = Semantics("direct", freeze_attention=False)
 
 @dataclass(frozen=True)
 class Contrast:
-    """The graph of another prompt of as many tokens, with its named groups."""
+    """The graph of another prompt of as many tokens, with its named groups.
+
+    Attributes:
+        graph: Of the other prompt.
+        grouping: Its groups, with names.
+    """
 
     graph: Graph
     grouping: Grouping

@@ -54,7 +54,7 @@ def trained(toy: Toy, kind: Kind, features: int, active: float, steps: int = 100
     Args:
         toy: The toy.
         kind: "plt" or "clt".
-        features: A layer.
+        features: How many a layer.
         active: Features that are on, on average a prompt.
         steps: Of training.
         seed: Of whatever is drawn at random.

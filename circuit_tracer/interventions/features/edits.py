@@ -24,7 +24,13 @@ Positions = int | slice | Sequence[int] | Literal["all", "prompt", "generated"] 
 
 
 class FeatureAt(NamedTuple):
-    """A feature, at a position of the prompt or (None) wherever the edit says."""
+    """A feature, at a position of the prompt or (None) wherever the edit says.
+
+    Attributes:
+        layer: Of the feature.
+        position: Of the prompt; None: wherever the edit says.
+        feature_idx: Of the feature in its layer.
+    """
 
     layer: int
     position: int | None
@@ -58,12 +64,18 @@ Features = FeatureAt | Supernode | tuple[int, int] | tuple[int, "int | None", in
 
 @dataclass(frozen=True)
 class Edit:
-    """One change of features; made by the functions below.
+    """One change of features, made by `set_to`, `scale`, `ablate`, `add` or `take_from`.
 
     Attributes:
+        how: "set", "scale", "add" or "take".
+        features: Which.
+        amount: The value, factor or addend.
         at: Where: a position (negative: from the end), several, a slice, "prompt", "generated" (tokens to come), "all"
             (both), or None: each feature at its own position, everywhere if it has none. The named places leave out the
             positions that attribution leaves out (0; the chat prefix of Gemma 3); a number or slice can reach them.
+        source: Of "take": the other prompt.
+        source_at: Of "take": the position there; None: the same as here.
+        name: Of the supernode, if it is one.
     """
 
     how: How

@@ -38,6 +38,8 @@ class Outcome:
     """An intervention beside the clean run.
 
     Attributes:
+        edits: What was changed.
+        clean: The run without.
         final: (P, D) output of the final norm, from which logits are made when asked for.
         features: What every observed feature did; None when none was watched.
         values: The activation that each edited feature was given, by (layer, position, feature).

@@ -31,9 +31,13 @@ class Semantics:
     """One meaning in full.
 
     Attributes:
+        kind: "direct": real MLPs, plus what the edited features write. "constrained": in the range nothing but the
+            edited features moves. "iterative": in the range MLPs are the dictionary plus its error on the clean prompt,
+            and features are encoded anew in every layer.
         layers: The range, None for all; direct has none.
-        freeze_norms: None for circuit-tracer's rule: frozen exactly when all layers are constrained, which makes the model
-            the linear network whose edges the attribution graph holds.
+        freeze_attention: Attention patterns as on the clean prompt.
+        freeze_norms: None for circuit-tracer's rule: frozen exactly when all layers are constrained, which makes the
+            model the linear network whose edges the attribution graph holds.
     """
 
     kind: Kind = "direct"

@@ -39,11 +39,15 @@ class HeadEdit:
     """One change of one head.
 
     Attributes:
-        at: Queries: a position (negative: from the end), several, a slice, "prompt" (all but those that attribution leaves
-            out), or None: every one; of "mean", those that the mean is of, which are "prompt".
+        layer: Of the head.
+        head: Its number.
+        action: "zero"; "mean" over a prompt's positions; "patch" from another prompt; "pattern": where it looks;
+            "freeze": its pattern as on the clean prompt.
+        at: Queries: a position (negative: from the end), several, a slice, "prompt" (all but those that attribution
+            leaves out), or None: every one; of "mean", those that the mean is of, which are "prompt".
         source: Another prompt (text or ids); for "mean" one or several, whose positions are taken together.
-        value: Instead of a source, (n, d) for "patch" and (n, P) for "pattern", for the n positions of the edit, or one row
-            for all of them.
+        value: Instead of a source, (n, d) for "patch" and (n, P) for "pattern", for the n positions of the edit, or one
+            row for all of them.
     """
 
     layer: int

@@ -22,7 +22,12 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Metric:
-    """A name and a differentiable function of logits (B, V) -> (B,)."""
+    """A name and a differentiable function of logits (B, V) -> (B,).
+
+    Attributes:
+        label: Its name.
+        of: From logits (B, V) to values (B,).
+    """
 
     label: str
     of: Callable[[Tensor], Tensor]

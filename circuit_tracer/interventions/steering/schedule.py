@@ -34,7 +34,11 @@ class Direction:
     """`strength` times a vector (D,), added to the residual stream behind a layer, from position `start` on.
 
     Attributes:
+        layer: Behind which it is added.
+        vector: (D,).
+        strength: Factor.
         start: None for every position that attribution does not leave out, generated ones included.
+        name: For people.
     """
 
     layer: int

@@ -42,6 +42,15 @@ if TYPE_CHECKING:
 class Sampling:
     """How tokens are chosen. temperature 0: the most probable one; else drawn with `seed`, which the global random state
     does not touch.
+
+    Attributes:
+        max_new_tokens: Most tokens.
+        temperature: 0: the most probable token.
+        top_k: Draw from so many; None: all.
+        top_p: Draw from those that hold this probability together; None: all.
+        seed: Of the draws.
+        stop: Texts that end it.
+        stop_at_eos: Whether the model's end tokens end it.
     """
 
     max_new_tokens: int = 40
@@ -107,7 +116,14 @@ class Continuation:
 
 @dataclass(frozen=True)
 class Steering:
-    """A steered generation and, unless it was left out, the one without interventions."""
+    """A steered generation and, unless it was left out, the one without interventions.
+
+    Attributes:
+        prompt: The text.
+        interventions: What was changed.
+        steered: The text with them.
+        unsteered: The text without; None if it was left out.
+    """
 
     prompt: str
     interventions: tuple[Edit | Direction, ...]

@@ -63,10 +63,16 @@ class FileLink:
 class FileComparison:
     """What a file says, and what the graph says of the same.
 
-    features: all of the file's. links: those of the file between nodes that both have. inactive: features of the file that are
-    not active here; unselected: those that are active but no nodes here. targets: of either, (text, probability there or None,
-    here or None). kept: by kind of node. weight_correlation: Pearson's, of the weights of `links`, None for fewer than three;
-    weight_change: Σ|here - there| / Σ|there| over them. verdict: in sentences.
+    Attributes:
+        features: All of the file's.
+        links: Those of the file between nodes that both have.
+        inactive: Features of the file that are not active here.
+        unselected: Those that are active but no nodes here.
+        targets: Of either, (text, probability there or None, here or None).
+        kept: By kind of node.
+        weight_correlation: Pearson's, of the weights of `links`, None for fewer than three.
+        weight_change: Σ|here - there| / Σ|there| over them.
+        verdict: In sentences.
     """
 
     features: list[FileFeature]
@@ -93,11 +99,19 @@ def compare_with_file(
 ) -> FileComparison:
     """Look up everything that a viewer's document says in a whole graph of its prompt: see `FileComparison`.
 
-    document: as `load_viewer_json` or `fetch_graph` give it. graph: of the same tokens, with the same dictionary.
-    node_threshold, edge_threshold: how the graph is pruned to see which nodes both keep; by default as the file says it was.
+    Args:
+        document: As `load_viewer_json` or `fetch_graph` give it.
+        graph: Of the same tokens, with the same dictionary.
+        node_threshold: How the graph is pruned to see which nodes both keep; by default as the file says it was.
+        edge_threshold: How the graph is pruned to see which nodes both keep; by default as the file says it was.
 
-    Raises CompatibilityError for a graph of another prompt; InputError for a file without features; FileFormatError for one
-    that is no graph.
+    Returns:
+        What both say, and in sentences whether the file's claims hold here.
+
+    Raises:
+        CompatibilityError: For a graph of another prompt.
+        InputError: For a file without features.
+        FileFormatError: For one that is no graph.
     """
     theirs = from_json(dict(document))
     _require_one_prompt(theirs, graph)
