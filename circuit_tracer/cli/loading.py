@@ -360,7 +360,7 @@ def warn_of_unknown_words(given: Mapping[str, Any]) -> None:
     from circuit_tracer.demo.words import about_unknown, unknown_words
 
     if unknown := [word for text in texts for word in unknown_words(text)]:
-        warn(f"{about_unknown(unknown)}. What is not known is read as <unk>")
+        warn(f"the demo's small world does not know {about_unknown(unknown)}. What is not known is read as <unk>")
 
 
 @contextmanager

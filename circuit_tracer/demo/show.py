@@ -47,7 +47,7 @@ def main(folder: str | Path, prompt: str | None = None, swap: str | None = None)
     target = require_writable_folder(folder)
     prompt = PROMPT if prompt is None else prompt
     if unknown := unknown_words(prompt):
-        raise InputError(about_unknown(unknown))
+        raise InputError(f"the demo's small world does not know {about_unknown(unknown)}")
     contrast = contrast_prompt(prompt, swap)
     start = time.perf_counter()
     model = load_demo()

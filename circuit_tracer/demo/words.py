@@ -28,11 +28,11 @@ def unknown_words(prompt: str) -> list[str]:
 
 
 def about_unknown(words: list[str]) -> str:
-    """What to say of words that are not known, with names that are like them."""
+    """What to say of words that are not known, with names that are like them, and what is known."""
     named = ", ".join(map(repr, words))
     near = {word: get_close_matches(word, world.vocabulary(), 1, 0.75) for word in words}
     meant = ", ".join(f"{found[0]!r} for {word!r}" for word, found in near.items() if found)
-    return f"the demo's small world does not know {named}{f' (did you mean {meant}?)' if meant else ''}. {KNOWN}"
+    return f"{named}{f' (did you mean {meant}?)' if meant else ''}. {KNOWN}"
 
 
 @cache

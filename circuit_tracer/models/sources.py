@@ -50,7 +50,7 @@ def pretrained_source(model_name: str | Path, revision: str | None = None) -> So
     path, text = Path(model_name).expanduser(), str(model_name)
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise InputError(f"no GGUF file at {path}. {near_names(path)}".rstrip())
+            raise InputError(f"no GGUF file at {path}. {near_names(path) or 'Check the path.'}")
         return Source(str(path.parent), {"gguf_file": path.name})
     if not text or os.path.exists(path):
         if revision is not None:
@@ -60,7 +60,7 @@ def pretrained_source(model_name: str | Path, revision: str | None = None) -> So
         return Source(str(path), {})
     if path.is_absolute() or text.startswith((".", "~")):
         raise InputError(
-            f"no language model at {path}: the path does not exist. {near_names(path, folders=True)}".rstrip()
+            f"no language model at {path}: the path does not exist. {near_names(path, folders=True) or 'Check it.'}"
         )
     ask_hub()
     name, at, named = text.partition("@")

@@ -100,6 +100,23 @@ def test_json_is_the_viewers_by_default(traced: Path, run: Run, tmp_path: Path) 
     assert "viewer's file" in outcome.err
 
 
+def test_what_is_not_there_is_said_with_names_that_are_near(run: Run, tmp_path: Path, traced: Path) -> None:
+    near = f"Did you mean {traced}?"
+    for words, said in (
+        (("info", traced.with_suffix(".safetensor")), near),
+        (("view", traced.with_stem("grahp")), f"no such file: {traced.with_stem('grahp')}. {near}"),
+        (("info", "no-such-thing"), "no file or folder no-such-thing here"),
+        (("info", tmp_path / "no" / "such.pt"), f"There is no folder {tmp_path / 'no'}"),
+        (("run", traced.with_suffix(".safetensor"), "--demo", "-o", tmp_path / "run"), near),
+        (("trace", "-p", "x"), "there is no command trace; circuit-tracer attribute does that"),
+    ):
+        outcome = run(*words)
+        assert outcome.code == 2
+        assert said in outcome.err
+    (tmp_path / "page.html").touch()
+    assert "was made of a graph and is none" in run("info", tmp_path / "page.html").err
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "<graphml>", "<a/>"])
 @pytest.mark.parametrize("suffix", [".json", ".graphml", ".pt", ".safetensors"])
 def test_damaged_files_are_bad_input(run: Run, tmp_path: Path, content: str, suffix: str) -> None:
