@@ -25,7 +25,7 @@ from circuit_tracer.errors import CircuitTracerError, InputError, shortened
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 USAGE, INTERRUPTION = "UsageError", "Interrupted"  # kinds of failures that are no error of the package
 NOTHING_MORE = "interrupted; nothing was written that is not reported above"
-DEBUG = "circuit_tracer.debug"
+DEBUG, AS_JSON = "circuit_tracer.debug", "circuit_tracer.json"
 # What the machine can refuse wherever something is read or written, and what helps.
 REFUSALS = {
     errno.ENOSPC: "free some space, or choose another disk",
@@ -181,6 +181,11 @@ class Commands(TyperGroup):
             with formatter.section(group):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(room)) for name in names])
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As ever; whether --json was typed is known before a command's options are read, which may be wrong."""
+        ctx.meta[AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
     def invoke(self, ctx: Any) -> Any:
         """Run a command; see the class."""
         asked: list[int] = []
@@ -247,10 +252,7 @@ def _no_text(error: UnicodeEncodeError) -> str:
 
 
 def _telling(ctx: Any) -> Callable[[str, str], None]:
-    """What says why a command ended: (kind, message). With --json as a line of standard output too, whatever is wrong with the
-    options, so what was typed is looked at.
-    """
-    as_json = "--json" in [*ctx._protected_args, *ctx.args]
+    """What says why a command ended: (kind, message); with --json as a line of standard output too."""
 
     def tell(kind: str, message: str) -> None:
         if kind not in (USAGE, INTERRUPTION):
@@ -259,7 +261,7 @@ def _telling(ctx: Any) -> Callable[[str, str], None]:
             typer.echo(f"error: {message}", err=True)
         elif kind == INTERRUPTION:
             typer.echo(message, err=True)
-        if as_json:
+        if ctx.meta.get(AS_JSON):
             typer.echo(dump({"error": {"kind": kind, "message": message}}))
 
     return tell
