@@ -1,7 +1,7 @@
 """What a tool answers: the types from which each tool's output schema is made.
 
-Influence is cumulative, as in viewers: the share of all influence that this node and those with more hold. A share is that of
-the target's |inputs|, signed. Lists say in ``of`` how many there are, where they show the first alone.
+Descriptions go out with the schemas, and are all that an assistant knows of a number. Lists say in ``of`` how many there are,
+where they show the first alone.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from circuit_tracer.many.comparison.schema import Node as ComparedNode
 from circuit_tracer.many.comparison.schema import Share as ComparedShare
 from circuit_tracer.many.comparison.schema import Similarity
 from circuit_tracer.viewer.server.head_messages import HeadAmount, HeadPath
-from circuit_tracer.viewer.server.messages import FeatureMove, ModelFacts, Output, Token, TokenOdds
+from circuit_tracer.viewer.server.messages import ModelFacts, Output, Token, TokenOdds
 
 
 class About(BaseModel):
@@ -77,7 +77,7 @@ class GraphInfo(BaseModel):
 
 
 class Node(BaseModel):
-    """A node of a graph. token: at its position."""
+    """A node of a graph. token: the token of the prompt at its position."""
 
     id: str
     kind: str
@@ -86,8 +86,11 @@ class Node(BaseModel):
     feature: int | None
     token: str | None
     label: str
-    activation: float | None
-    influence: float | None
+    activation: float | None = Field(description="of a feature on this prompt, in units of its own")
+    cumulative_influence: float | None = Field(
+        description="share of all influence on the targets that this node and all with more of it hold together: the smaller, "
+        "the more influential; null for outputs"
+    )
 
 
 class NodeList(BaseModel):
@@ -98,11 +101,13 @@ class NodeList(BaseModel):
 
 
 class Neighbour(BaseModel):
-    """What is at the other end of an edge. share: of the |inputs| of the edge's target, signed."""
+    """What is at the other end of an edge."""
 
     node: Node
-    weight: float
-    share: float
+    weight: float = Field(
+        description="what the source adds to the target: to a feature's pre-activation, or to an output's logit above the mean"
+    )
+    share: float = Field(description="the weight as a share of all |inputs| of the edge's target, signed: 0.2 is 20 %")
 
 
 class NeighbourList(BaseModel):
@@ -122,9 +127,11 @@ class Step(BaseModel):
 
 
 class Path(BaseModel):
-    """A path from its source to its target. weight: product of its edges' shares: how much of the target runs along it."""
+    """A path from its source to its target."""
 
-    weight: float
+    weight: float = Field(
+        description="product of its edges' shares, signed: how much of the target's |inputs| runs along it"
+    )
     nodes: list[Step]
 
 
@@ -166,7 +173,7 @@ class GroupInput(BaseModel):
     """What a group gets from another one. share: of its whole input, signed."""
 
     group: str
-    share: float
+    share: float = Field(description="0.2 is 20 %")
 
 
 class Group(BaseModel):
@@ -244,12 +251,19 @@ class Change(BaseModel):
     """A node before and after: the activation of a feature, the probability of an output."""
 
     node: str
+    label: str
     before: float
     after: float
 
 
+class OtherChange(Change):
+    """A feature that is no node of the pruned graph, before and after. node: the id that it would have."""
+
+
 class WhatIf(BaseModel):
-    """What an intervention did. nodes: those of the graph that changed most, relative to what they were."""
+    """What an intervention did. nodes: those of the pruned graph that changed most, relative to what they were, without those
+    that were edited.
+    """
 
     semantics: str
     edits: list[str]
@@ -257,7 +271,7 @@ class WhatIf(BaseModel):
     tokens: list[TokenOdds]
     nodes: list[Change]
     of: int
-    others: list[FeatureMove] = Field(description="features outside of the graph that changed most")
+    others: list[OtherChange] = Field(description="features outside of the graph that changed most")
 
 
 class Compared(BaseModel):

@@ -63,7 +63,7 @@ class NodeReader:
             token=self.tokens[position] if placed else None,
             label=label,
             activation=_finite(node.get("activation")),
-            influence=_finite(node.get("influence")),
+            cumulative_influence=_finite(node.get("influence")),
         )
 
 

@@ -114,14 +114,17 @@ class TracePrompt(Sent):
     targets: list[Annotated[str, Field(min_length=1, max_length=200)]] | None = Field(
         default=None,
         max_length=20,
-        description="tokens to explain, or feature:LAYER:POSITION:INDEX; default: the likeliest tokens",
+        description="tokens to explain, as next_tokens writes them, or feature:LAYER:POSITION:INDEX; default: the likeliest "
+        "tokens. Graphs to be compared need a target in common",
     )
-    max_n_logits: Annotated[int, Field(ge=1, le=50)] = 10
+    max_n_logits: Annotated[
+        int, Field(ge=1, le=50, description="most tokens to explain, where no targets are named")
+    ] = 10
     max_feature_nodes: Annotated[int, Field(ge=1, le=MOST_ROWS)] | None = Field(
         default=None, description="features that get a row of their own; default: 7500, of neurons 2000"
     )
-    node_threshold: Share = 0.8
-    edge_threshold: Share = 0.98
+    node_threshold: Annotated[Share, Field(description="keep nodes that hold this share of the influence")] = 0.8
+    edge_threshold: Annotated[Share, Field(description="keep edges that hold this share of the influence")] = 0.98
 
 
 class ExplainEdge(OfGraph):
@@ -143,7 +146,9 @@ class Intervene(OfGraph):
         description="what reacts: the model's own MLPs (direct); no feature but the edited ones, which is what a graph's edges "
         "mean (constrained); features, encoded anew layer by layer (iterative)",
     )
-    freeze_attention: bool = True
+    freeze_attention: bool = Field(
+        default=True, description="keep attention patterns as they were, as the graph does; false: let them react too"
+    )
     limit: Listed = 20
 
 

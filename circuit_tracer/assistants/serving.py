@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import socket
+from collections.abc import AsyncIterable
+from contextlib import suppress
+from typing import Any
 
 import anyio
 import uvicorn
+from anyio.abc import ObjectSendStream
 from mcp.server.lowlevel import Server
 from mcp.server.stdio import stdio_server
 from mcp.server.transport_security import TransportSecuritySettings
+from mcp.shared.message import SessionMessage
+from mcp_types import INVALID_REQUEST, PARSE_ERROR, ErrorData, JSONRPCError
+from pydantic import ValidationError
 from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,10 +35,49 @@ def serve_stdio(server: Server) -> None:
     """Answer on standard output what comes on standard input, until that ends. What else is printed goes to standard error."""
 
     async def run() -> None:
-        async with stdio_server() as (reading, writing):
-            await server.run(reading, writing, server.create_initialization_options())
+        async with stdio_server() as (reading, writing), anyio.create_task_group() as group:
+            passing, passed = anyio.create_memory_object_stream[SessionMessage | Exception](0)
+            group.start_soon(_pass_on, reading, passing, writing)
+            await server.run(passed, writing, server.create_initialization_options())
+            group.cancel_scope.cancel()
 
-    anyio.run(run)
+    try:
+        anyio.run(run)
+    except* BrokenPipeError:  # whoever asked is gone
+        pass
+
+
+async def _pass_on(
+    reading: AsyncIterable[SessionMessage | Exception],
+    passing: ObjectSendStream[SessionMessage | Exception],
+    writing: ObjectSendStream[SessionMessage],
+) -> None:
+    """Pass messages on. What is none is answered with an error: the protocol's package drops it, and a client that waits for
+    its answer would wait for ever.
+    """
+    async with passing:
+        async for message in reading:
+            if not isinstance(message, ValidationError):
+                await passing.send(message)
+            elif (answer := unreadable(message)) is not None:
+                await writing.send(SessionMessage(answer))
+
+
+def unreadable(error: ValidationError) -> JSONRPCError | None:
+    """What to say of a line that is no message; nothing of an empty one."""
+    first, *others = error.errors(include_url=False)
+    line: Any = next((each["input"] for each in (first, *others) if isinstance(each["input"], dict)), first["input"])
+    if isinstance(line, str) and not line.strip():
+        return None
+    broken = first["type"] == "json_invalid"
+    if broken:  # JSON to Python, perhaps, such as half a surrogate pair
+        with suppress(ValueError, RecursionError):
+            line = json.loads(line)
+    number = line.get("id") if isinstance(line, dict) else None
+    said = ErrorData(
+        code=PARSE_ERROR if broken else INVALID_REQUEST, message=f"this is no message: {first['msg']}"[:500]
+    )
+    return JSONRPCError(jsonrpc="2.0", id=number if type(number) is int or type(number) is str else None, error=said)
 
 
 def serve_http(server: Server, listening: socket.socket) -> None:

@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
-from circuit_tracer.assistants.answers import Change, EdgeSplit, ReadPrompt, StorySentence, StoryTold, Traced, WhatIf
+from circuit_tracer.assistants.answers import (
+    Change,
+    EdgeSplit,
+    OtherChange,
+    ReadPrompt,
+    StorySentence,
+    StoryTold,
+    Traced,
+    WhatIf,
+)
 from circuit_tracer.assistants.limits import MOST_NODES
+from circuit_tracer.assistants.nodes import NodeReader
 from circuit_tracer.assistants.questions import ExplainEdge, Intervene, NextTokens, Story, TracePrompt
 from circuit_tracer.assistants.workplace import Workplace
 from circuit_tracer.circuits import group_nodes, kept_grouping
@@ -57,13 +67,22 @@ def intervene(place: Workplace, asked: Intervene, job: Job) -> WhatIf:
     """Ablate, scale, set or add to features on a graph's prompt, and see what the model then says."""
     if (n_nodes := sum(len(edit.nodes) for edit in asked.edits)) > MOST_NODES:
         raise InputError(f"the edits name {n_nodes} nodes; at most {MOST_NODES} can be changed at once")
-    document = place.columns(asked.graph).document
+    if bare := [edit.how for edit in asked.edits if edit.how != "ablate" and "amount" not in edit.model_fields_set]:
+        raise InputError(
+            f"an edit says {bare[0]} and no amount: give the factor (scale), value (set) or what to add (add)"
+        )
+    columns = place.columns(asked.graph)
+    document, read = columns.document, NodeReader(columns, place.labels)
     graph = None if place.graphs.whole(asked.graph) is None else place.whole(asked.graph)
     engine = place.engine
     job.progress("intervening")
     request = InterveneRequest(edits=asked.edits, semantics=asked.semantics, freeze_attention=asked.freeze_attention)
     found = engine.intervene(request, document, graph)
-    changes = [Change(node=name, before=pair[0], after=pair[1]) for name, pair in found.nodes.items()]
+    changes = [
+        Change(node=name, label=read(int(columns.number[name])).label, before=before, after=after)
+        for name, (before, after) in found.nodes.items()
+        if before != after and name not in found.given
+    ]
     changes.sort(key=lambda each: -abs(each.after - each.before) / max(abs(each.before), abs(each.after), 1e-12))
     return WhatIf(
         semantics=found.semantics,
@@ -72,7 +91,15 @@ def intervene(place: Workplace, asked: Intervene, job: Job) -> WhatIf:
         tokens=found.tokens,
         nodes=changes[: asked.limit],
         of=len(changes),
-        others=found.others,
+        others=[
+            OtherChange(
+                node=f"{each.layer}_{each.feature}_{each.position}",
+                label=place.labels.get((each.layer, each.feature), ""),
+                before=each.before,
+                after=each.after,
+            )
+            for each in found.others
+        ],
     )
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
@@ -237,6 +238,20 @@ class ModelOptions:
             raise InputError(f"the transcoders {self.transcoders} do not name their model; name it with -m")
         return str(name)
 
+    @contextmanager
+    def looked_for(self, name: str) -> Iterator[None]:
+        """Inside, the model of that name is looked for; where it is nowhere, and nobody but the transcoders named it, that is
+        said.
+        """
+        try:
+            yield
+        except InputError as error:
+            if self.model is not None or self.demo or Path(name).name not in str(error):
+                raise
+            raise InputError(
+                f"{error} The transcoders {self.transcoders} name that model; -m names another."
+            ) from error
+
     def _require_no_files(self) -> None:
         """Refuse options that say something of a dictionary's files, where neurons are traced."""
         given = {
@@ -317,7 +332,9 @@ class ModelOptions:
                 )
             if self.adapter is not None:
                 transcoders = stacked(transcoders, self.adapter, device=device, dtype=dtype)
-            model = load(self.model_name(config), transcoders, elsewhere=self.elsewhere, **how)
+            name = self.model_name(config)
+            with self.looked_for(name):
+                model = load(name, transcoders, elsewhere=self.elsewhere, **how)
         model.prepend_bos = self.bos
         return model
 

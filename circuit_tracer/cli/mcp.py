@@ -74,7 +74,7 @@ def mcp(
     except KeyboardInterrupt:
         typer.echo("stopped", err=True)
         _end()
-    if model is not None and model.state == "opening":
+    if model is not None:
         _end()
 
 

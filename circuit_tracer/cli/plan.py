@@ -57,7 +57,8 @@ def plan(
         on_disk = replace(chosen, device="cpu", lazy_encoder=True, lazy_decoder=True)
         transcoders, config = on_disk.dictionary(chosen.transcoders)
         name = chosen.model_name(config)
-        outlined = outline(name, chosen.revision)
+        with chosen.looked_for(name):
+            outlined = outline(name, chosen.revision)
     made = forecast(
         outlined,
         transcoders,

@@ -162,11 +162,21 @@ class TestReading:
         what_if = good(ask("intervene", graph="dallas", edits=[{"nodes": features, "how": "ablate"}]))
         (odds,) = [each for each in what_if["tokens"] if each["text"] == "Austin"]
         assert odds["probability_after"] < 0.5 < odds["probability_before"]
+        moved = what_if["nodes"] + what_if["others"]
+        assert not set(features) & {each["node"] for each in moved}, "what was edited is no result"
+        assert all(each["before"] != each["after"] for each in moved)
+        labels = load_labels()
+        assert all(each["label"] == labels.get(_feature(each["node"]), "") for each in what_if["others"])
         split = good(ask("explain_edge", graph="dallas", source=features[0], target=target, limit=2))
         assert len(split["paths"]) <= 2
         assert split["residual"] < 1e-4
         told = good(ask("story", graph="dallas"))
         assert {"holds"} <= {sentence["status"] for sentence in told["sentences"]}
+
+
+def _feature(node: str) -> tuple[int, int]:
+    layer, index, _ = map(int, node.split("_"))
+    return layer, index
 
 
 HOSTILE: list[tuple[str, Mapping[str, Any]]] = [
@@ -196,6 +206,7 @@ HOSTILE: list[tuple[str, Mapping[str, Any]]] = [
     ("intervene", {"graph": "dallas", "edits": [{"nodes": ["9_9_9"], "how": "ablate"}]}),
     ("intervene", {"graph": "dallas", "edits": [{"nodes": ["0_1_1"] * 501, "how": "ablate"}]}),
     ("intervene", {"graph": "dallas", "edits": [{"nodes": ["0_1_1"], "how": "explode"}]}),
+    ("intervene", {"graph": "dallas", "edits": [{"nodes": ["0_1_1"], "how": "scale"}]}),
     ("explain_edge", {"graph": "dallas", "source": "5_101_9", "target": "E_1_1"}),
     ("compare_graphs", {"a": "dallas", "b": "../dallas"}),
     ("compare_graphs", {"a": "dallas", "b": "dallas", "target": "Paris"}),

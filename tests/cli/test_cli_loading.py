@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.demo import MODEL, TRANSCODER
@@ -130,6 +132,23 @@ def test_a_revision_of_the_model_is_asked_for(
     assert outcome.code == 2
     assert "no language model at 'nobody/none" in outcome.err
     assert asked == [("nobody/none", "step1000")]
+
+
+@pytest.mark.parametrize("command", ["attribute", "plan"])
+def test_a_model_that_is_nowhere_is_said_to_be_what_the_transcoders_name(
+    run: Run, folders: Folders, tmp_path: Path, command: str
+) -> None:
+    shutil.copytree(folders.transcoder, tmp_path / "t")
+    config = yaml.safe_load((tmp_path / "t/config.yaml").read_text())
+    del config["digest"]
+    (tmp_path / "t/config.yaml").write_text(yaml.safe_dump({**config, "model_name": "./nowhere"}))
+    outcome = run(command, "-t", tmp_path / "t", "-p", "x", "--json")
+    assert outcome.code == 2
+    assert "no language model at nowhere" in outcome.err
+    assert f"The transcoders {tmp_path / 't'} name that model; -m names another." in outcome.err
+    named = run(command, "-t", tmp_path / "t", "-m", "./nowhere", "-p", "x", "--json")
+    assert named.code == 2
+    assert "-m names another" not in named.err
 
 
 def test_the_demos_model_is_traced_by_neurons_without_its_transcoders_labels() -> None:

@@ -113,6 +113,7 @@ def test_standard_output_carries_the_protocol_alone_and_the_process_ends_when_it
         assert process.stdout is not None
         process.stdin.write(f"no protocol at all\n{json.dumps(HELLO)}\n")
         process.stdin.flush()
+        assert json.loads(process.stdout.readline())["error"]["code"] == -32700
         answer = json.loads(process.stdout.readline())
         assert answer["result"]["serverInfo"]["name"] == "circuit-tracer"
         process.send_signal(signal.SIGTERM)
