@@ -609,11 +609,13 @@ class TokenMoved(Line):
 
 
 class FeatureMoved(Line):
-    """A feature before and after."""
+    """A feature before and after. token: of the prompt, at its position."""
 
     layer: int
     position: int | None
     feature_idx: int
+    token: str
+    label: str | None
     before: float
     after: float
 

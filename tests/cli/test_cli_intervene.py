@@ -11,6 +11,7 @@ from circuit_tracer.cli import edit_options
 from circuit_tracer.cli.main import app
 from circuit_tracer.errors import InputError
 from tests.support.command import Folders
+from tests.support.json_lines import require_lines
 
 PROMPT = "the capital of Texas is"
 
@@ -18,6 +19,8 @@ PROMPT = "the capital of Texas is"
 def call(folders: Folders, *arguments: object) -> tuple[int, str, str]:
     given = ["intervene", "-t", folders.transcoder, "-m", folders.model, "--device", "cpu", *map(str, arguments)]
     result = CliRunner().invoke(app, given)
+    if "--json" in given:
+        require_lines(given, result.exit_code, result.stdout)
     return result.exit_code, result.stdout, result.stderr
 
 
