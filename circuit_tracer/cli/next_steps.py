@@ -6,6 +6,7 @@ A step is words of a command line. {name} in a word stands for the value of that
 
 from __future__ import annotations
 
+import os
 import shlex
 import string
 import sys
@@ -134,7 +135,7 @@ def _values(given: Mapping[str, Any]) -> dict[str, str]:
     """Each value as text, with those that are made of several."""
     from circuit_tracer.demo import PROMPT
 
-    values = {name: str(value) for name, value in given.items() if isinstance(value, str | Path) or value is True}
+    values = {name: _word(value) for name, value in given.items() if isinstance(value, str | Path) or value is True}
     written = values.get("output") or values.get("graph")
     if written is not None:
         values |= {"written": written, "stem": written.removesuffix(Path(written).suffix)}
@@ -144,6 +145,12 @@ def _values(given: Mapping[str, Any]) -> dict[str, str]:
         values["dictionary"] = values.get("transcoder_set", "demo")
     example = PROMPT if "demo" in values else EXAMPLE
     return {**values, "example": example, "demo_prompt": PROMPT, "new_graph": _unused("graph.safetensors")}
+
+
+def _word(value: str | Path | bool) -> str:
+    """A value as a word of a command line: a file whose name begins as an option does is no option."""
+    text = str(value)
+    return f"./{text}" if text.startswith("-") and os.path.lexists(text) else text
 
 
 def _unused(name: str) -> str:

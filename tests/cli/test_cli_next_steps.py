@@ -141,3 +141,13 @@ def test_the_steps_of_a_walk_run_as_they_stand(run: Run, tmp_path: Path, monkeyp
         words = next_step(words[0], context.params, {"model": DEMO}) or []
     assert walked == ["attribute", "group", "story"]
     assert words == ["view", "g.safetensors"]
+
+
+def test_a_file_whose_name_begins_as_an_option_does_is_no_option(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("-x.safetensors").touch()
+    words = next_step("prune", {"output": Path("-x.safetensors")})
+    assert words == ["view", "./-x.safetensors"]
+    require_parses(words)

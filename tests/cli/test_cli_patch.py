@@ -10,6 +10,7 @@ from typer.testing import CliRunner
 
 from circuit_tracer.cli.main import app
 from tests.support.command import Folders
+from tests.support.json_lines import require_lines
 
 CLEAN, CORRUPTED = "the capital of Texas is", "the capital of France is"
 
@@ -17,6 +18,8 @@ CLEAN, CORRUPTED = "the capital of Texas is", "the capital of France is"
 def call(folders: Folders, *arguments: object) -> tuple[int, str, str]:
     given = ["patch", "-t", folders.transcoder, "-m", folders.model, "--device", "cpu", *map(str, arguments)]
     result = CliRunner().invoke(app, given)
+    if "--json" in given:
+        require_lines(given, result.exit_code, result.stdout)
     return result.exit_code, result.stdout, result.stderr
 
 

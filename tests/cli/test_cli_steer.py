@@ -12,6 +12,7 @@ from typer.testing import CliRunner
 
 from circuit_tracer.cli.main import app
 from tests.support.command import Folders
+from tests.support.json_lines import require_lines
 
 PROMPT = "the capital of Texas is"
 
@@ -19,6 +20,8 @@ PROMPT = "the capital of Texas is"
 def call(folders: Folders, *arguments: object) -> tuple[int, str, str]:
     given = ["steer", "-t", folders.transcoder, "-m", folders.model, "--device", "cpu", *map(str, arguments)]
     result = CliRunner().invoke(app, given)
+    if "--json" in given:
+        require_lines(given, result.exit_code, result.stdout)
     return result.exit_code, result.stdout, result.stderr
 
 
