@@ -14,7 +14,8 @@ from circuit_tracer.interventions import ablate, apply_each, nodes_of
 
 model = ReplacementModel.from_pretrained(MODEL, "neurons")
 graph = attribute(PROMPT, model, max_feature_nodes=500)
-print(f"{len(graph.selected_features)} neurons, residual {graph.residual:.0e}")
+assert graph.residual < 1e-5
+print(f"{len(graph.selected_features)} neurons, and every row adds up")
 
 influence = prune_graph(graph).influence[graph.nodes.layout.features]
 order = influence.argsort(descending=True).tolist()

@@ -180,7 +180,7 @@ class Group(BaseModel):
 
 
 class Groups(BaseModel):
-    """The circuit of a graph's groups, readers after what they read. purity: how alike what members of a group do is."""
+    """A graph's groups of most influence, readers after what they read. purity: how alike what members of a group do is."""
 
     groups: list[Group]
     of: int

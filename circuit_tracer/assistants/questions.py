@@ -40,6 +40,13 @@ class OfGraph(Sent):
     graph: GraphName
 
 
+class GroupsOf(OfGraph):
+    """How much of a graph's circuit to tell."""
+
+    limit: Listed = 30
+    least: Annotated[Share, Field(description="smallest share of a group's input that is listed")] = 0.05
+
+
 class TopNodes(OfGraph):
     """Which nodes of a graph to list; without a kind, layer or position, all of them."""
 

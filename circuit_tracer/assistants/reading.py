@@ -31,6 +31,7 @@ from circuit_tracer.assistants.limits import SHOWN
 from circuit_tracer.assistants.nodes import NodeReader, kind_of, number_of
 from circuit_tracer.assistants.questions import (
     CompareGraphs,
+    GroupsOf,
     ListGraphs,
     Neighbours,
     Nothing,
@@ -214,7 +215,7 @@ def feature(place: Workplace, asked: OneFeature, job: Job) -> Feature:
     )
 
 
-def groups(place: Workplace, asked: OfGraph, job: Job) -> Groups:
+def groups(place: Workplace, asked: GroupsOf, job: Job) -> Groups:
     """The nodes of a graph in groups that do one thing together: those of its file, or else made now, by the graph alone."""
     graph = place.whole(asked.graph)
     called = place.called(graph)
@@ -223,6 +224,7 @@ def groups(place: Workplace, asked: OfGraph, job: Job) -> Groups:
     grouping = kept or name_groups(graph, group_nodes(graph, labels=called), labels=called, features=place.records)
     circuit = contract(graph, grouping)
     found = circuit.to_json(titles(graph, Grouping(circuit.groups)), float(graph.target_weights.sum()))
+    told = {each["title"] for each in sorted(found, key=lambda each: -each["influence"])[: asked.limit]}
     return Groups(
         groups=[
             Group(
@@ -230,9 +232,12 @@ def groups(place: Workplace, asked: OfGraph, job: Job) -> Groups:
                 role=each["role"],
                 nodes=each["members"],
                 influence=each["influence"],
-                inputs=[GroupInput(group=name, share=share) for name, share in each["inputs"]],
+                inputs=[
+                    GroupInput(group=name, share=share) for name, share in each["inputs"] if abs(share) >= asked.least
+                ],
             )
             for each in found
+            if each["title"] in told
         ],
         of=len(found),
         purity=None if grouping.score is None else grouping.score.purity,

@@ -45,7 +45,7 @@ TOOLS = (
     Tool("Strongest paths", questions.Paths, answers.PathList, reading.paths),
     Tool("Search features by label", questions.SearchFeatures, answers.FoundFeatures, reading.search_features),
     Tool("What a feature is", questions.OneFeature, answers.Feature, reading.feature),
-    Tool("Groups of a graph", questions.OfGraph, answers.Groups, reading.groups),
+    Tool("Groups of a graph", questions.GroupsOf, answers.Groups, reading.groups),
     Tool("Compare two graphs", questions.CompareGraphs, answers.Compared, reading.compare_graphs),
     Tool("What the model would say", questions.NextTokens, answers.ReadPrompt, testing.next_tokens, tests=True),
     Tool("Trace a prompt", questions.TracePrompt, answers.Traced, testing.trace_prompt, tests=True, writes=True),

@@ -185,6 +185,19 @@ class AutoencoderFacts(Line):
     fits: str | None = None
 
 
+class RunFacts(Line):
+    """The folder of a run over many prompts. done, failed, waiting: of its rows."""
+
+    what: Literal["run over many prompts"]
+    rows: int
+    done: int
+    failed: int
+    waiting: int
+    transcoders: str
+    model: str | None
+    dtype: str
+
+
 class HubFacts(BaseModel):
     """Transcoders of the hub, with all that their configuration says."""
 

@@ -29,7 +29,7 @@ from circuit_tracer.progress import bar
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 USAGE, INTERRUPTION = "UsageError", "Interrupted"  # kinds of failures that are no error of the package
 NOTHING_MORE = "interrupted; nothing was written that is not reported above"
-DEBUG = "circuit_tracer.debug"
+DEBUG, AS_JSON = "circuit_tracer.debug", "circuit_tracer.json"
 # What the machine can refuse wherever something is read or written, and what helps.
 REFUSALS = {
     errno.ENOSPC: "free some space, or choose another disk",
@@ -219,6 +219,11 @@ class Commands(TyperGroup):
             with formatter.section(group):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(room)) for name in names])
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As ever; whether --json was typed is known before a command's options are read, which may be wrong."""
+        ctx.meta[AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As ever, but that a word for a command of another name is answered with that name."""
         if args and args[0] not in self.commands and args[0] in MEANT and not ctx.resilient_parsing:
@@ -291,10 +296,7 @@ def _no_text(error: UnicodeEncodeError) -> str:
 
 
 def _telling(ctx: Any) -> Callable[[str, str], None]:
-    """What says why a command ended: (kind, message). With --json as a line of standard output too, whatever is wrong with the
-    options, so what was typed is looked at.
-    """
-    as_json = "--json" in [*ctx._protected_args, *ctx.args]
+    """What says why a command ended: (kind, message); with --json as a line of standard output too."""
 
     def tell(kind: str, message: str) -> None:
         if kind not in (USAGE, INTERRUPTION):
@@ -303,7 +305,7 @@ def _telling(ctx: Any) -> Callable[[str, str], None]:
             typer.echo(f"error: {message}", err=True)
         elif kind == INTERRUPTION:
             typer.echo(message, err=True)
-        if as_json:
+        if ctx.meta.get(AS_JSON):
             typer.echo(dump({"error": {"kind": kind, "message": message}}))
 
     return tell

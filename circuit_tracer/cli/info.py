@@ -121,8 +121,9 @@ def _run(folder: str) -> dict[str, Any]:
     run = open_run(folder)
     opening = run.settings["opening"]
     counts = Counter(each["status"] for each in run.table)
+    states = {state: counts[state] for state in ("done", "failed", "waiting")}
     named = {name: opening[name] for name in ("transcoders", "model", "dtype")}
-    return {"what": "run over many prompts", "rows": len(run.table), **counts, **named}
+    return {"what": "run over many prompts", "rows": len(run.table), **states, **named}
 
 
 def _model(name: str) -> dict[str, Any]:

@@ -33,6 +33,7 @@ LINES: dict[str, tuple[type, ...]] = {
         a.TranscoderFacts,
         a.AutoencoderFacts,
         a.NeuronFacts,
+        a.RunFacts,
         a.HubFacts,
     ),
     "view": (a.Written,),

@@ -71,12 +71,25 @@ class FetchedGraph:
 def fetch_graph(link: str | Path) -> FetchedGraph:
     """The graph of a link, in one or two requests; of a file, without any.
 
-    link: the page of a graph at Neuronpedia (the public one or one of your own), whose JSON is where its record says; the page
-    of a local server of ours or of circuit-tracer (``/?slug=NAME``, JSON at ``graph_data/NAME.json``); the address of a .json;
-    "model/slug", asked of the Neuronpedia in NEURONPEDIA_HOST; a .json or .json.gz file. No key is sent: graphs are public.
+    Args:
+        link: The page of a graph at Neuronpedia (the public one or one of your own), whose JSON is where its record says; the
+            page of a local server of ours or of circuit-tracer (``/?slug=NAME``, JSON at ``graph_data/NAME.json``); the address
+            of a .json; "model/slug", asked of the Neuronpedia in NEURONPEDIA_HOST; a .json or .json.gz file. No key is sent:
+            graphs are public.
 
-    Raises InputError for what is none of these, or is not there; ResourceError when a server cannot be reached;
-    FileFormatError for what is no graph.
+    Returns:
+        The viewer's document, and the pins, supernodes and labels of the link, or else of the file.
+
+    Raises:
+        InputError: For what is none of these, or is not there.
+        ResourceError: When a server cannot be reached.
+        FileFormatError: For what is no graph.
+
+    Examples:
+        >>> from circuit_tracer.viewer.download import fetch_graph
+        >>> fetched = fetch_graph(graph.to_json("dallas", "graphs"))
+        >>> fetched.prompt, len(fetched.token_ids)
+        ('<s> the capital of the state containing Dallas is', 9)
     """
     text = str(link).strip()
     if _WITHOUT_SCHEME.match(text):  # as some browsers show it

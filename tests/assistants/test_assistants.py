@@ -142,6 +142,14 @@ class TestReading:
         found = good(ask("groups", graph="dallas"))
         assert not found["kept"]
         assert any(len(group["nodes"]) > 1 for group in found["groups"])
+        assert len(found["groups"]) == found["of"], "a small graph is told whole"
+        two = good(ask("groups", graph="dallas", limit=2, least=0.5))
+        assert [group["name"] for group in two["groups"]] == [
+            group["name"]
+            for group in found["groups"]
+            if group["influence"] >= sorted(each["influence"] for each in found["groups"])[-2]
+        ]
+        assert all(abs(each["share"]) >= 0.5 for group in two["groups"] for each in group["inputs"])
         same = good(ask("compare_graphs", a="dallas", b="bare"))
         assert same["difference"] == same["accounted"] == 0
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 from benchmarks import readme
 from benchmarks.common.places import RESULTS
 from benchmarks.tables.pages import PAGES
@@ -10,6 +12,8 @@ from docs import generate
 from docs.generate import commands
 from docs.generate.llms import navigation
 from docs.hooks import paths, with_commands
+from tests.support.code_blocks import PAGES as PAGES_OF_DOCS
+from tests.support.code_blocks import ROOT, blocks
 
 
 def test_nothing_is_stale() -> None:
@@ -42,3 +46,24 @@ def test_every_record_has_its_place() -> None:
     """But for comparisons of two commits, which are about neither."""
     placed = {section.record for page in PAGES for section in page.sections} | {"doubts"}
     assert {path.stem for path in RESULTS.glob("*.json")} - {"checkouts"} <= placed
+
+
+# of other programs, and patterns
+NO_OPTIONS = {"--signal", "--section.key", "--SECTION.KEY"}
+
+
+def test_options_named_in_sentences_exist() -> None:
+    tables = [line.split(" | ")[0] for text in commands.pages().values() for line in text.splitlines()]
+    there = {_same(name) for first in tables for name in re.findall(r"`(--[\w.-]+)`", first)}
+    assert len(there) > 200
+    for page in PAGES_OF_DOCS:
+        text = page.read_text(encoding="utf-8")
+        for block in blocks(page):
+            text = text.replace(block.text, "")
+        for name in set(re.findall(r"`(--[\w.-]+\w)[^`]*`", text)) - NO_OPTIONS:
+            assert _same(name) in there, f"{page.relative_to(ROOT)}: no command has {name}"
+
+
+def _same(name: str) -> str:
+    """`--max_n_logits` and `--max-n-logits` are the same option."""
+    return name.replace("_", "-")

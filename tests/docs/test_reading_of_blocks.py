@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from docs.hooks import on_page_markdown
-from tests.support.code_blocks import ROOT, Block, blocks, commands, program
+from tests.support.code_blocks import ROOT, Block, blocks, commands, not_printed, program
 
 PAGE = """# A page
 
@@ -81,3 +81,11 @@ def test_marks_are_shown_above_their_block() -> None:
     shown = on_page_markdown(PAGE)
     assert '<p class="not-run">Not run in CI: needs a GPU.</p>\n\n```bash' in shown
     assert "<!--" not in shown
+
+
+def test_what_a_page_shows_is_compared_with_what_was_printed(tmp_path: Path) -> None:
+    path = tmp_path / "page.md"
+    path.write_text("```text\na  line\n...\nthe beginning of...\nanother\n```\n")
+    (shown,) = blocks(path)
+    assert not_printed(shown, "a\nline, the beginning   of one, and another") == []
+    assert not_printed(shown, "a line, the beginning of one") == ["another"]

@@ -27,6 +27,7 @@ from circuit_tracer.features.neuronpedia_labels import fetch_labels
 from circuit_tracer.graph.files.node_ids import cantor_pair
 from circuit_tracer.neuronpedia import Neuronpedia
 from tests.support.fake_servers import KEY, FakeServer, chat_answers, label_answers
+from tests.support.json_lines import require_lines
 
 FOLDER = FeatureFolder(FEATURES)
 ACTIVE = [place for place in FOLDER if FOLDER.get(place)["n_active"]]
@@ -128,9 +129,10 @@ def test_the_command_shows_the_cost_and_asks_first(tmp_path: Path, monkeypatch: 
         assert re.search(r"1 features; [12] questions to m \(0 answered already\)", refused.output)
         assert "at 1,2 a million" in refused.output
         assert server.asked == []
-        done = CliRunner().invoke(app, [*arguments, "--yes"])
-        assert done.exit_code == 0, done.output
-        assert "labelled 1 features" in done.output
+        done = CliRunner().invoke(app, [*arguments, "--yes", "--json"])
+        require_lines(arguments, done.exit_code, done.stdout)
+        assert json.loads(done.stdout)["labelled"] == 1
+        assert "(0 answered already)" in done.stderr
     labels = load_labels(folder)
     assert labels[PLACES[0]].source == "openai:m"
     assert labels[PLACES[1]].source == "world"

@@ -48,16 +48,6 @@ def test_every_option_exists(words: list[str]) -> None:
     assert given["output"]
 
 
-def test_options_in_the_text_exist() -> None:
-    root = get_command(app)
-    context = root.make_context("circuit-tracer", [], resilient_parsing=True)
-    every = [root.get_command(context, name) for name in ("run", "attribute", "report")]
-    there = {name for command in every for parameter in command.params for name in parameter.opts}
-    named = {name for page in PAGES for name in re.findall(r"`(--[a-z-]+)", page.read_text(encoding="utf-8"))}
-    assert len(named) >= 10
-    assert named - {"--signal"} <= there  # Slurm's
-
-
 @pytest.mark.parametrize("name", ["run", "train"])
 def test_the_files_for_slurm_are_scripts(name: str) -> None:
     subprocess.run(["bash", "-n", str(ROOT / "examples" / f"{name}.sbatch")], check=True)

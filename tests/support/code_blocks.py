@@ -131,6 +131,8 @@ def program(command: str) -> list[str] | None:
     return None
 
 
-def squeezed(text: str) -> str:
-    """One space for any number of spaces and line ends: as it reads, however wide the terminal was."""
-    return " ".join(text.split())
+def not_printed(shown: Block, printed: str) -> list[str]:
+    """Lines of a block of text that are no part of what was printed, however wide the terminal was; "..." ends a line early."""
+    whole = " ".join(printed.split())
+    lines = (" ".join(line.removesuffix("...").split()) for line in shown.text.splitlines())
+    return [line for line in lines if line not in whole]

@@ -20,7 +20,7 @@ import pytest
 from typer.testing import CliRunner
 
 from circuit_tracer.cli.main import app
-from tests.support.code_blocks import INSTALLATION, PAGES, ROOT, Block, blocks, commands, squeezed
+from tests.support.code_blocks import INSTALLATION, PAGES, ROOT, Block, blocks, commands, not_printed
 
 # what waits for Ctrl-C; tests/docs/test_blocks_are_read.py checks its options
 WAITING = {"serve", "start-server", "mcp", "--server"}
@@ -49,11 +49,8 @@ def run_page(page: Path, folder: Path, patch: pytest.MonkeyPatch) -> None:
         elif block.title == "Printed":
             assert _words(told) == [_rounded(word) for word in _words(block.text)], f"{block}: it prints\n{told}"
         elif block.language == "text" and printed is not None:
-            for line in block.text.splitlines():
-                assert squeezed(line.removesuffix("...")) in printed, (
-                    f"{block}: the commands above do not print {line!r}"
-                )
-        printed = squeezed(_run_shell(block)) if block.is_run and block.language == "bash" else None
+            assert not (other := not_printed(block, printed)), f"{block}: the commands above do not print {other}"
+        printed = _run_shell(block) if block.is_run and block.language == "bash" else None
 
 
 def _prepare(folder: Path, patch: pytest.MonkeyPatch) -> None:
