@@ -85,7 +85,7 @@ def test_plans_and_settings_of_a_training_are_lines(run: Run, folders: Folders, 
 
 
 def test_a_graph_that_is_converted_is_named(run: Run, traced: Path, tmp_path: Path) -> None:
-    assert run("convert", traced, tmp_path / "g.json", "--json").json == {"files": [str(tmp_path / "g.json")]}
+    assert run("convert", traced, "-o", tmp_path / "g.json", "--json").json == {"files": [str(tmp_path / "g.json")]}
     assert run("info", tmp_path / "g.json", "--json").json["what"] == "graph file for viewers"
 
 
