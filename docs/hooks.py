@@ -10,6 +10,7 @@ from typing import Any
 
 PAGES = Path(__file__).parent
 COMMANDS = "reference/commands/index.md"
+MESSAGE = re.compile(r"<td><code>(?=[^<]{24,}</code>)")  # longer than options are
 NOT_RUN = re.compile(r"^( *)<!-- not run: (needs an? [A-Za-z]+) -->$", re.MULTILINE)
 
 
@@ -22,6 +23,11 @@ def on_config(config: Any) -> Any:
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """A block that CI does not run says why, above it."""
     return NOT_RUN.sub(r'\1<p class="not-run">Not run in CI: \2.</p>\n', markdown)
+
+
+def on_page_content(html: str, **_: Any) -> str:
+    """What is longer than an option, in the first column of a table, may be broken."""
+    return MESSAGE.sub('<td><code class="message">', html)
 
 
 def on_post_build(config: Any) -> None:

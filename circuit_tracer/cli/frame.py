@@ -207,6 +207,11 @@ class Commands(TyperGroup):
         super().__init__(**settings)
         self.commands: Any = _Rows(self.table)
 
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As ever; whether --json was typed is known before a command's options are read, which may be wrong."""
+        ctx.meta[AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
+
     def list_commands(self, ctx: Any) -> list[str]:
         """Their names, without importing them."""
         return list(self.commands)
@@ -218,11 +223,6 @@ class Commands(TyperGroup):
             names = [row.name for row in self.table if row.group == group]
             with formatter.section(group):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(room)) for name in names])
-
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As ever; whether --json was typed is known before a command's options are read, which may be wrong."""
-        ctx.meta[AS_JSON] = "--json" in args
-        return super().parse_args(ctx, args)
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As ever, but that a word for a command of another name is answered with that name."""

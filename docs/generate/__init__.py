@@ -1,7 +1,7 @@
 """Pages that are written from the code: the commands with their options, what `--json` prints, the tools
-for assistants, and llms.txt.
+for assistants, the architectures that are read, and llms.txt.
 
-python -m docs.generate            # after a change of a command, of an option, or of a page's first sentence
+python -m docs.generate            # after a change of a command, an option, an architecture, or a page's first sentence
 python -m docs.generate --check    # status 1 if they do not say what the code says
 
 The pages are checked in, so that they can be read where no site is built, and a change of an option is seen in review. The code
@@ -17,11 +17,13 @@ DOCS = Path(__file__).parents[1]
 
 def pages() -> dict[Path, str]:
     """What is written where."""
-    from docs.generate import commands, json_lines, llms, tools
+    from docs.generate import architectures, commands, json_lines, llms, tools
 
     written = {DOCS / "reference" / "commands" / name: text for name, text in commands.pages().items()}
     reference = DOCS / "reference"
-    written |= {reference / "json.md": json_lines.page(), reference / "mcp.md": tools.page(reference / "mcp.md")}
+    written |= {reference / "json.md": json_lines.page()}
+    by_hand = {reference / "mcp.md": tools, reference / "reads.md": architectures}  # with tables from the code
+    written |= {path: within.page(path) for path, within in by_hand.items()}
     return written | {DOCS / "llms.txt": llms.index()}
 
 

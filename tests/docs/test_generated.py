@@ -8,8 +8,10 @@ from benchmarks import readme
 from benchmarks.common.places import RESULTS
 from benchmarks.tables.pages import PAGES
 from circuit_tracer.cli.main import COMMANDS
+from circuit_tracer.models.architectures import ARCHITECTURES
+from circuit_tracer.models.refused import REFUSED
 from docs import generate
-from docs.generate import commands
+from docs.generate import architectures, commands
 from docs.generate.llms import navigation
 from docs.hooks import paths, with_commands
 from tests.support.code_blocks import PAGES as PAGES_OF_DOCS
@@ -31,6 +33,17 @@ def test_every_command_and_option_has_its_line() -> None:
     assert "or its address. | text | **required** |" in written["run.md"]
     assert "## probe fit" in written["probe.md"]
     assert "| `--run.tokens` | Tokens to train on. | a whole number, at least 1 | **required** |" in written["train.md"]
+
+
+def test_every_architecture_has_its_place() -> None:
+    entered = [each for types in architectures.FAMILIES.values() for each in types]
+    assert len(entered) == len(set(entered))
+    read, refused = "\n".join(architectures.read()), "\n".join(architectures.refused())
+    assert {each for each in ARCHITECTURES if f"`{each}`" not in read} == set()
+    assert {each for each in REFUSED if f"`{each}`" not in refused} == set()
+    assert "| DeepSeek V2, V3 | `deepseek_v2`, `deepseek_v3`, `deepseek_v32` | values out of a latent |" in read
+    assert "| OPT | `opt` | learned positions; only with `do_layer_norm_before: true` |" in read
+    assert "attention and MLP side by side (`phi`)" in read
 
 
 def test_every_command_stands_in_the_site() -> None:
