@@ -8,6 +8,8 @@ from typing import Self
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn
 
+from circuit_tracer.progress import heard_by, silent
+
 SECONDS_BETWEEN_LINES = 30.0
 
 
@@ -25,6 +27,7 @@ class Counted:
         columns = (TextColumn(what), MofNCompleteColumn(), BarColumn(width), TextColumn("{task.description}"))
         self._bar = Progress(*columns, console=self.console, disable=not self.console.is_terminal)
         self._task: TaskID | None = None
+        self._alone = heard_by(silent)  # no second line beside this one
 
     def show(self, done: int, total: int, text: str) -> None:
         """Move the bar, or print a line if it is time."""
@@ -41,8 +44,10 @@ class Counted:
         self.console.print(text, soft_wrap=True, markup=False, highlight=False)
 
     def __enter__(self) -> Self:
+        self._alone.__enter__()
         self._bar.start()
         return self
 
     def __exit__(self, *failure: object) -> None:
         self._bar.stop()
+        self._alone.__exit__(None, None, None)

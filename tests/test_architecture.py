@@ -20,7 +20,19 @@ PACKAGE = "circuit_tracer"
 
 # ---- tables
 
-PLAIN = {"arguments", "classify", "counted", "errors", "extras", "files", "http", "hub_connection", "ranks", "sizes"}
+PLAIN = {
+    "arguments",
+    "classify",
+    "counted",
+    "errors",
+    "extras",
+    "files",
+    "http",
+    "hub_connection",
+    "progress",
+    "ranks",
+    "sizes",
+}
 TRACED = {*PLAIN, "kernels", "models", "text", "transcoders", "fingerprint"}
 TRACING = {*TRACED, "graph", "attribution"}
 TOOLS = {*TRACING, "interventions", "attention", "features", "training", "neuronpedia"}
@@ -32,18 +44,26 @@ MAY_IMPORT: dict[str, set[str]] = {
     "errors": set(),
     "arguments": {"errors"},
     "classify": {"errors"},
-    "counted": set(),
+    "counted": {"progress"},
     "extras": {"errors"},
     "files": {"errors"},
     "http": {"errors", "files"},
     "hub_connection": set(),
+    "progress": {"sizes"},
     "ranks": {"errors"},
     "sizes": {"errors"},
     "neuronpedia": {"errors", "http"},
     "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
-    "models": {"arguments", "errors", "files", "hub_connection", "kernels"},
+    "models": {"arguments", "errors", "files", "hub_connection", "kernels", "progress"},
     "text": {"errors", "files", "hub_connection", "models"},
-    "transcoders": {"errors", "files", "hub_connection", "kernels", "models"},  # neurons are read off the model
+    "transcoders": {
+        "errors",
+        "files",
+        "hub_connection",
+        "kernels",
+        "models",
+        "progress",
+    },  # neurons are read off the model
     "fingerprint": {"errors", "files", "models", "text", "transcoders"},
     "graph": {"arguments", "errors", "files"},
     "attribution": {*TRACED, "graph"},
@@ -104,7 +124,7 @@ LATE_LIBRARIES = {
     "pyarrow": "an extra",
     "pydantic": "0.1 s, needed for the report of a validated graph alone",
     "ray": "an extra",
-    "rich": "needed where progress is shown",
+    "rich": "needed where tables are shown",
     "scipy": "comes with scikit-learn, an extra",
     "sklearn": "an extra",
     "threadpoolctl": "comes with scikit-learn, an extra",

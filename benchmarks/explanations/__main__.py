@@ -127,7 +127,7 @@ def _flat(tables: Mapping[str, Any]) -> dict[str, Any]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--prompts", type=int, default=PROMPTS, help="of each kind")
-    parser.add_argument("--folder", type=Path, help="another pair, as `circuit-tracer demo train FOLDER` leaves it")
+    parser.add_argument("--folder", type=Path, help="another pair, as `circuit-tracer demo train -o FOLDER` leaves it")
     parser.add_argument("--results", type=Path, default=RESULTS / "explanations.json")
     args = parser.parse_args()
     torch.set_num_threads(1)

@@ -62,7 +62,7 @@ def interrupted_writers(bench: Bench, how: str) -> Line:
             words: list[object] = ["prune", older, "-o", target.with_suffix(".safetensors"), "--node-threshold", 0.5]
             target = target.with_suffix(".safetensors")
         else:
-            words = ["convert", older, target, *(["--overwrite"] if target.suffix == ".json" else [])]
+            words = ["convert", older, "-o", target, *(["--overwrite"] if target.suffix == ".json" else [])]
         bench.run(*words)
         before = target.read_bytes()
         Command(bench.logs, *words).end(ENDINGS[how], bench.moment(command))

@@ -83,8 +83,10 @@ class Calls:
             raise ResourceError(
                 f"{name} took more than {seconds:g} seconds; ask for less, or start the server with --seconds"
             )
-        if (size := len(found.model_dump_json())) > MOST_BYTES:
-            raise ResourceError(f"the answer is of {size:,} bytes, more than {MOST_BYTES:,}; ask for less with limit")
+        if (size := len(found.model_dump_json().encode())) > MOST_BYTES:
+            fewer = " and ".join(each for each in ("limit", "least", "examples") if each in tool.question.model_fields)
+            by = f" ({fewer})" if fewer else ""
+            raise ResourceError(f"the answer is of {size:,} bytes, more than {MOST_BYTES:,}; ask for less{by}")
         return found
 
 

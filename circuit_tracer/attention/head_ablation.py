@@ -17,12 +17,12 @@ from torch import Tensor
 
 from circuit_tracer.attention.pattern_scores import rows_at_once
 from circuit_tracer.attention.sequences import Repeated
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import InputError, NumericalError, shortened
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.indices import Head, require_head
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import ModelRun, Place, Visit
+from circuit_tracer.progress import Progress, silent
 
 How = Literal["zero", "mean"]
 LOGITS_AT_ONCE = 2**26  # numbers

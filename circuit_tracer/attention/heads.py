@@ -26,7 +26,6 @@ from circuit_tracer.attention.head_table import HeadTable
 from circuit_tracer.attention.ov_copying import ov_copying
 from circuit_tracer.attention.pattern_scores import SCORES, PatternSums, rows_at_once
 from circuit_tracer.attention.sequences import RandomTokens, documents_of, windows
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError, UnsupportedModelError
 from circuit_tracer.models.capture import check_length
@@ -37,6 +36,7 @@ from circuit_tracer.models.sources import public_name
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import check_tokenizer
 from circuit_tracer.models.verify import verify
+from circuit_tracer.progress import Progress, silent
 
 ABLATED = 5  # heads, where nothing else is asked for
 BATCH_TOKENS = 2048

@@ -28,7 +28,6 @@ from circuit_tracer.arguments import typed
 from circuit_tracer.attention.head_table import HeadTable
 from circuit_tracer.attention.heads import opened
 from circuit_tracer.attention.pattern_scores import SCORES, WEAK
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import InputError
 from circuit_tracer.files import atomic_write, require_writable_folder
 from circuit_tracer.models.indices import Head
@@ -36,6 +35,7 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import ModelRun, Stop
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.token_text import TokenTexts
+from circuit_tracer.progress import Progress, silent
 
 INTERVALS, OF_AN_INTERVAL, OF_THE_TOP = 5, 3, 10
 KEYS_OF_A_QUERY, LEAST = 8, 0.005

@@ -23,6 +23,7 @@ from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.pruning import PruneResult, prune_graph
 from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.progress import doing
 
 Pairs = Sequence[tuple[int | str, int | str]]
 
@@ -30,6 +31,7 @@ Pairs = Sequence[tuple[int | str, int | str]]
 @typed
 @plain_torch()
 @torch.no_grad()
+@doing("splitting edges over heads")
 def explain_edges(
     graph: Graph, model: Traceable, keep: int = 3, edges: Pairs | PruneResult | Edges | None = None
 ) -> EdgeHeads:

@@ -16,7 +16,6 @@ from torch import Tensor
 from circuit_tracer.arguments import typed, whole
 from circuit_tracer.attribution.continuation import continuation_of
 from circuit_tracer.attribution.held import Held
-from circuit_tracer.attribution.progress import Progress, bar, silent
 from circuit_tracer.attribution.targets import Aim, Target, check_logit_options
 from circuit_tracer.attribution.task import Options
 from circuit_tracer.attribution.trace import trace
@@ -25,6 +24,7 @@ from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.models import tokenization
 from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.progress import Progress, bar, silent
 from circuit_tracer.ranks import Ranks
 from circuit_tracer.sizes import parse_bytes
 

@@ -19,6 +19,7 @@ from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.errors import InputError
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.mlps import Firing
+from circuit_tracer.progress import told
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.neurons import Neurons
 
@@ -56,9 +57,11 @@ def rank_neurons(
         value = firing.held.value
         there = (value != 0) & keep_P.to(value.device)[firing.token][:, None]
         unit = torch.einsum("t,tmf->mf", weight.to(effect_TmF), effect_TmF.abs())
+        report("ranking neurons", network.n_layers - 1 - layer, network.n_layers)
         layers[layer].add(firing.token, firing.start, value, torch.where(there, unit * value.abs(), -1.0))
 
-    total_effects(network, neurons, targets, seen)
+    with told() as report:
+        total_effects(network, neurons, targets, seen)
     layer = torch.arange(len(layers)).repeat_interleave(torch.tensor([len(each.score) for each in layers]))
     columns = ([getattr(each, name) for each in layers] for name in ("position", "neuron", "value", "score"))
     position, neuron, value, score = (torch.cat(column) for column in columns)

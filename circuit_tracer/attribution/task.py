@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.held import Held
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.targets import Aim
 from circuit_tracer.attribution.trace_sizes import TraceSizes
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
+from circuit_tracer.progress import Progress, silent
 from circuit_tracer.ranks import Ranks
 
 

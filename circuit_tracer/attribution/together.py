@@ -19,7 +19,6 @@ from circuit_tracer.arguments import typed
 from circuit_tracer.attribution.attribute import left_out_of
 from circuit_tracer.attribution.memory import free_bytes, held_bytes, is_out_of_memory, release_cached
 from circuit_tracer.attribution.plan import MemoryPlan, keeps_patterns, plan_memory
-from circuit_tracer.attribution.progress import Progress, bar, silent
 from circuit_tracer.attribution.rows_together import Member, compute_together
 from circuit_tracer.attribution.side_by_side import (
     EncodedPrompts,
@@ -41,6 +40,7 @@ from circuit_tracer.models import tokenization
 from circuit_tracer.models.capture import check_length
 from circuit_tracer.models.rotary import depends_on_length
 from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.progress import Progress, bar, silent
 from circuit_tracer.sizes import parse_bytes
 
 SHORT = 64  # tokens; longer prompts fill a machine by themselves

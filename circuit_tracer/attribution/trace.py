@@ -36,6 +36,7 @@ from circuit_tracer.graph.targets import LogitTarget
 from circuit_tracer.models import tokenization
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import bind
+from circuit_tracer.progress import doing
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.neurons import Neurons
 from circuit_tracer.transcoders.stacked import Part, Stacked
@@ -58,11 +59,13 @@ def trace(
     held: features that an intervention sets.
     """
     task = begin(model, ids, left_out, aim, options, held)
-    encoded = encode(task)
+    with doing("running the model"):
+        encoded = encode(task)
     plan = plan_for(task, encoded)
     if resume is not None:
         plan = resume.same_blocks(plan)
-    prompt, plan = make_linear(task, encoded, plan)
+    with doing("making it linear"):
+        prompt, plan = make_linear(task, encoded, plan)
     for poor in _warnings(task, prompt) if options.ranks.first else ():
         warn(poor, ReconstructionWarning)
     targets = resolve_targets(model, prompt.network, aim)

@@ -25,6 +25,7 @@ from circuit_tracer.graph.nodes import NodeKind
 from circuit_tracer.graph.pruning import PrunePolicy, PruneResult, prune_graph
 from circuit_tracer.interventions.validation.statistics import agreement, mean
 from circuit_tracer.models.surroundings import fitting_threads, plain_torch
+from circuit_tracer.progress import doing
 
 LIKENESS = 0.5  # of the halves of a group at least: more alike than not
 PURITY = 0.85  # of a group at least
@@ -34,6 +35,7 @@ MAX_LAYERS, MAX_POSITIONS = 4, 1  # that the ends of a group differ by
 @typed
 @plain_torch()
 @torch.no_grad()
+@doing("grouping")
 def group_nodes(
     graph: Graph,
     model: Traceable | None = None,

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.progress import told
 
 if TYPE_CHECKING:
     from circuit_tracer.many import Run
@@ -41,8 +42,10 @@ def aggregate(
     resamples: Annotated[int, typer.Option("--resamples", min=1, help="Resamples of the bootstrap.")] = 1000,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the bootstrap.")] = 0,
     pictures: Annotated[bool, typer.Option("--pictures/--no-pictures", help="Draw them; needs matplotlib.")] = True,
+    output: Annotated[
+        str | None, options.output("Folder or address in which aggregate/ is written; default: the run's.")
+    ] = None,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """What the graphs of a run have in common: features, edges, what separates labels, the common circuit, families of prompts.
 
@@ -53,12 +56,14 @@ def aggregate(
     from circuit_tracer.many.aggregate import FOLDER
     from circuit_tracer.many.aggregate import aggregate as aggregated
     from circuit_tracer.many.aggregate.pictures import draw
+    from circuit_tracer.many.runs.store import Store
 
     if pictures:
         require_matplotlib()
     run = open_run(address)
-    run.store.require_writable(FOLDER)
-    with options.progress(verbose) as report:
+    place = output or address
+    Store.at(place).require_writable(FOLDER)
+    with told() as report:
         found = aggregated(
             run,
             label=None if label == "none" else label,
@@ -70,8 +75,8 @@ def aggregate(
             seed=seed,
             progress=lambda done: report("graphs", done, len(run.ids)),
         )
-    files = found.write(address) + (draw(found, address) if pictures else [])
-    summary = as_json(found, [f"{address.rstrip('/')}/{name}" for name in files])
+    files = found.write(place) + (draw(found, place) if pictures else [])
+    summary = as_json(found, [f"{place.rstrip('/')}/{name}" for name in files])
     typer.echo(options.dump(summary) if json else as_text(summary))
 
 

@@ -16,6 +16,7 @@ from circuit_tracer.cli.serve import PORT, FeaturesDir, Labels, Port, chosen_lab
 from circuit_tracer.cli.serve import run as run_server
 from circuit_tracer.cli.stopping import Stopping
 from circuit_tracer.errors import InputError
+from circuit_tracer.progress import told
 
 if TYPE_CHECKING:
     from circuit_tracer.graph import Graph
@@ -93,11 +94,11 @@ def attribute(
         "verbose": verbose,
         "ranks": ranks,
     }
-    chosen_labels(labels, chosen.demo)  # before the work, what cannot be read
-    loaded = chosen.open(verbose, traces=True)
+    chosen_labels(labels, chosen.shipped)  # before the work, what cannot be read
+    loaded = chosen.open(traces=True)
 
     def keep(graph: Graph) -> None:
-        keep_known(graph, labels, chosen.demo, features_dir)
+        keep_known(graph, labels, chosen.shipped, features_dir)
 
     with Stopping() as stopping:
         for number, job in enumerate(jobs, start=1):
@@ -108,7 +109,7 @@ def attribute(
                 raise KeyboardInterrupt("interrupted when all was written")
     ranks.close()
     if server and graph_file_dir is not None and ranks.first:
-        run_server(graph_file_dir, port, features_dir, loaded, chosen.demo, labels=labels, quiet=json)
+        run_server(graph_file_dir, port, features_dir, loaded, chosen.shipped, labels=labels, quiet=json)
 
 
 def _ranks(chosen: ModelOptions) -> Ranks:
@@ -151,7 +152,7 @@ def _trace(
     alone, verbose = settings["ranks"].world == 1, settings["verbose"]
     resume = outputs.unfinished(job.slug) if outputs.resume and alone else None
     stopping.begin()
-    with options.progress(verbose) as shown:
+    with told() as shown:
 
         def progress(stage: str, done: int, total: int) -> None:
             stopping.progress(stage, done, total)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.edit_options import EditOptions
 from circuit_tracer.cli.serve import Shown, keep_known
 from circuit_tracer.errors import InputError
@@ -28,9 +29,12 @@ ORDERS: dict[Literal["difference", "carried"], str] = {
 
 
 def compare(
-    graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors.")],
+    graph: Annotated[Path, typer.Argument(autocompletion=graphs, help="Graph file: .safetensors.")],
     other: Annotated[
-        Path | None, typer.Argument(help="Another: of another prompt, or of another model with the same transcoders.")
+        Path | None,
+        typer.Argument(
+            autocompletion=graphs, help="Another: of another prompt, or of another model with the same transcoders."
+        ),
     ] = None,
     *,
     output: Annotated[
@@ -56,7 +60,6 @@ def compare(
     thresholds: options.Thresholds,
     top: Annotated[int, typer.Option("--top", min=1, help="How many nodes to show.")] = 10,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Say what changes from one graph to another, node by node, so that it adds up to the change of the target.
 
@@ -82,9 +85,9 @@ def compare(
     if output is not None:
         require_writable_file(output)
     first = as_graph(graph)
-    second = as_graph(other) if other is not None else _edited(first, chosen.open(verbose), edits)
+    second = as_graph(other) if other is not None else _edited(first, chosen.open(), edits)
     for each in (first, second):
-        keep_known(each, labels, chosen.demo)
+        keep_known(each, labels, chosen.shipped)
     found = compared(
         first,
         second,

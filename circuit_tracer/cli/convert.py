@@ -9,6 +9,7 @@ from typing import Annotated, Literal
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.loading import HookOptions
 from circuit_tracer.cli.outputs import given_options, may_replace
 from circuit_tracer.errors import InputError
@@ -28,9 +29,11 @@ _OF_VIEWERS = (
 
 def convert(
     ctx: typer.Context,
-    source: Annotated[str, typer.Argument(metavar="IN", help="Graph file; or folder or hub id of transcoders.")],
+    source: Annotated[
+        str, typer.Argument(metavar="IN", autocompletion=graphs, help="Graph file; or folder or hub id of transcoders.")
+    ],
     *,
-    output: Annotated[Path, typer.Argument(metavar="OUT", help="File (its ending says the format), or folder.")],
+    output: Annotated[Path, options.output("File, whose ending says the format; of transcoders, a folder.")],
     to: Annotated[
         Literal["native", "pt", "viewer", "graphml", "node-link"] | None,
         typer.Option("--to", help="Format of a graph file, where its ending does not say; .json is the viewers'."),
@@ -56,7 +59,7 @@ def convert(
     overwrite: options.Overwrite = False,
     hooks: HookOptions,
     json: options.Json = False,
-) -> None:
+) -> dict[str, str]:
     """Convert a graph file, or transcoders.
 
     Graphs: .safetensors (native), .pt (circuit-tracer), .graphml and node-link JSON (networkx), and, to write only, .json for
@@ -67,7 +70,7 @@ def convert(
         if idle:
             raise InputError(f"{', '.join(idle)}: these are of a viewer's .json, and {source} is no graph file")
         options.say_written([_transcoders(source, output, hooks)], json)
-        return
+        return {"kind": "transcoders"}
     from circuit_tracer.files import require_writable_file
     from circuit_tracer.graph.files.formats import format_of, read_graph, write_graph
 
@@ -98,6 +101,7 @@ def convert(
             view=chosen,
         )
     options.say_written([output], json)
+    return {}
 
 
 def _transcoders(source: str, output: Path, hooks: HookOptions) -> Path:

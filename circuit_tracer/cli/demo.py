@@ -47,7 +47,7 @@ def demo(
 
 @add(app)
 def train(
-    output: Annotated[Path, typer.Argument(help="Folder for the trained model and transcoder.")],
+    output: Annotated[Path, options.output("Folder for the trained model and transcoder.")],
     seed: Annotated[int | None, typer.Option("--seed", help="Model seed; default: that of the shipped one.")] = None,
     transcoder_seed: Annotated[
         int | None, typer.Option("--transcoder-seed", help="Transcoder seed; default: that of the shipped one.")

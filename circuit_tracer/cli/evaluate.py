@@ -11,6 +11,7 @@ import typer
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import LazyDecoder, ModelOptions
 from circuit_tracer.errors import InputError
+from circuit_tracer.progress import told
 
 if TYPE_CHECKING:
     from circuit_tracer.models.parts import ModelParts
@@ -25,10 +26,10 @@ class Measured(ModelOptions):
 
     lazy_decoder: LazyDecoder = False
 
-    def subject(self, verbose: bool) -> _Subject:
+    def subject(self) -> _Subject:
         """The model with what is measured."""
         self.require_without("attention", "elsewhere")
-        loaded = self.open(verbose)
+        loaded = self.open()
         if loaded.transcoders.is_autoencoder:
             from circuit_tracer.transcoders import TranscoderSet
             from circuit_tracer.transcoders.autoencoders import Autoencoders
@@ -107,7 +108,6 @@ def evaluate(
     ] = 2048,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random dictionary.")] = 0,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Measure transcoders: reconstruction, the model with all MLPs replaced, graphs; autoencoders: the model with its stream
     replaced; beside baselines, with 95 % intervals.
@@ -136,12 +136,12 @@ def evaluate(
         batch_tokens=batch_tokens,
         seed=seed,
     )
-    subject = chosen.subject(verbose)
+    subject = chosen.subject()
     beside = per_layer_baseline or (str(section.per_layer_baseline) if section.per_layer_baseline else None)
     held_out = _held_out(config, data, section, settings, subject, reading)
     with (
         options.interruption("interrupted: nothing was measured to its end, so nothing is kept"),
-        options.progress(verbose) as progress,
+        told() as progress,
     ):
         evaluation = measure(
             subject.parts,

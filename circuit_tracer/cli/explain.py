@@ -8,13 +8,16 @@ from typing import Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.cli.serve import keep_known
 from circuit_tracer.errors import InputError
 
 
 def explain(
-    graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
+    graph: Annotated[
+        Path, typer.Argument(autocompletion=graphs, help="Graph file: .safetensors, or circuit-tracer's .pt.")
+    ],
     *,
     edge: Annotated[
         list[str] | None,
@@ -45,7 +48,6 @@ def explain(
     chosen: ModelOptions,
     pruning: options.Pruning,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Explain attention: heads of edges, and why heads look.
 
@@ -65,8 +67,8 @@ def explain(
     if keeps:
         require_writable_folder(target.parent)
     subject = as_graph(graph)
-    called = keep_known(subject, labels, chosen.demo)
-    model = chosen.open(verbose, traces=True)
+    called = keep_known(subject, labels, chosen.shipped)
+    model = chosen.open(traces=True)
     from circuit_tracer.attention import explain_edge, explain_edges, explain_score
     from circuit_tracer.cli.explain_text import all_edges, count_by_head, one_edge, one_score, rows_of
     from circuit_tracer.graph.node_words import NodeWords

@@ -11,6 +11,7 @@ from circuit_tracer.cli import options
 from circuit_tracer.cli.frame import add, new_app
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import InputError
+from circuit_tracer.progress import told
 
 if TYPE_CHECKING:
     from circuit_tracer.features import FeatureFolder
@@ -49,7 +50,6 @@ def build(
     after: Annotated[int, typer.Option("--after", min=0, help="Tokens shown behind it.")] = 8,
     batch_tokens: Annotated[int, typer.Option("--batch-tokens", min=1, help="Tokens the model reads at once.")] = 4096,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Read text once and write, for all features or those of graphs, examples, density, histogram and logit effects.
 
@@ -66,7 +66,7 @@ def build(
     if chosen.demo != (data is None):
         raise InputError("name the text with --data; --demo brings its own")
     chosen.require_without("attention", "elsewhere")
-    loaded = chosen.open(verbose)
+    loaded = chosen.open()
     if data is None:
         from circuit_tracer.demo.features import corpus_of
 
@@ -74,7 +74,7 @@ def build(
     else:
         corpus = open_corpus(data, loaded.parts, loaded.tokenizer, **reading.arguments(), separate=separate)
     kept = f"interrupted: {output} keeps what was read up to the last stretch; the same command goes on from there"
-    with options.interruption(kept), options.progress(verbose) as progress:
+    with options.interruption(kept), told() as progress:
         build_features(loaded, corpus, output, settings, wanted=wanted, progress=progress)
     label_from_records(output)
     options.say_written([output], json)
@@ -99,7 +99,6 @@ def label(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Questions in flight.")] = 8,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask before questions are sent.")] = False,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Let a language model name features and score the names; what it would cost is shown first.
 
@@ -124,7 +123,7 @@ def label(
     if estimate.requests and not yes:
         typer.confirm("ask them?", abort=True, err=json)
     kept = f"interrupted: the answers so far are kept in {folder}; asking again costs nothing for them"
-    with options.interruption(kept), options.progress(verbose) as progress:
+    with options.interruption(kept), told() as progress:
         labels = interpreter.interpret(places, workers, progress)
     add_labels(folder, labels)
     scores = [one.score for one in labels.values() if one.score is not None]
@@ -147,7 +146,6 @@ def fetch(
     graph: Graphs = None,
     host: Annotated[str | None, typer.Option("--host", help="Another Neuronpedia; or NEURONPEDIA_HOST.")] = None,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Take labels from Neuronpedia, for features of graphs or all built ones. FOLDER need not hold features."""
     from circuit_tracer.features import FeatureFolder
@@ -161,7 +159,7 @@ def fetch(
     places = _places(None if graph else FeatureFolder(folder), graph)
     server = Neuronpedia.from_environment(host)
     kept = "interrupted: the labels so far are kept in the cache; fetching again goes on from there"
-    with options.interruption(kept), options.progress(verbose) as progress:
+    with options.interruption(kept), told() as progress:
         labels = fetch_labels(server, places, model_id, source_set, get_cache_dir() / "labels", progress)
     add_labels(folder, labels)
     if json:

@@ -9,6 +9,7 @@ import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import quiet_loading
+from circuit_tracer.progress import told
 
 
 def fingerprints(
@@ -33,8 +34,10 @@ def fingerprints(
     thresholds: options.Thresholds,
     folds: Annotated[int, typer.Option("--folds", min=2, help="Parts of the cross-validation.")] = 5,
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of folds, classifiers and random dictionary.")] = 0,
+    output: Annotated[
+        str | None, options.output("Folder or address in which fingerprints/ is written; default: the run's.")
+    ] = None,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Write a vector of numbers for each graph of a run, and say how well a label can be told from them.
 
@@ -51,12 +54,14 @@ def fingerprints(
         write_fingerprints,
         write_prediction,
     )
+    from circuit_tracer.many.runs.store import Store
 
     subject, pruned = open_run(run), asdict(thresholds)
-    subject.store.require_writable(FOLDER)
+    place = subject.store if output is None else Store.at(output)
+    place.require_writable(FOLDER)
     if label is None:
         found = matrix_of(subject, **pruned)
-        file = write_fingerprints(subject, found)
+        file = write_fingerprints(place, found)
         said: dict[str, Any] = {"rows": len(found.ids), "numbers": len(found.names), "files": [file]}
         text = f"{len(found.ids):,} graphs, {len(found.names)} numbers each\n\nwrote      {file}"
     else:
@@ -64,12 +69,12 @@ def fingerprints(
         asked: dict[str, Any] = {"positive": positive, "folds": folds, "seed": seed}
         split(subject.ids, labels, of_group, **asked)  # what cannot be predicted is refused before the work
         quiet_loading()
-        with options.progress(verbose) as report:
+        with told() as report:
             evidence = evidence_of(
                 subject, **pruned, seed=seed, progress=lambda stage, done: report(stage, done, len(subject.ids))
             )
         prediction = predict(evidence, labels, of_group, **asked)
-        files = write_prediction(subject, evidence, prediction)
+        files = write_prediction(place, evidence, prediction)
         said = {**prediction.to_json(), "files": files}
         text = "\n".join([*prediction.lines(), "", *(f"wrote      {file}" for file in files)])
     typer.echo(options.dump(said) if json else text)

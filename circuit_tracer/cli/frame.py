@@ -5,12 +5,13 @@ from __future__ import annotations
 import errno
 import functools
 import inspect
+import os
 import signal
 import threading
 import traceback
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
 from inspect import Parameter
@@ -19,8 +20,11 @@ from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 import typer
 from typer.core import TyperCommand, TyperGroup
 
+from circuit_tracer.cli.loading import warn_of_unknown_words
+from circuit_tracer.cli.next_steps import show_next_step
 from circuit_tracer.cli.options import dump
 from circuit_tracer.errors import CircuitTracerError, InputError, shortened
+from circuit_tracer.progress import bar
 
 BAD_INPUT, FAILURE, INTERRUPTED = 2, 1, 130
 USAGE, INTERRUPTION = "UsageError", "Interrupted"  # kinds of failures that are no error of the package
@@ -73,10 +77,10 @@ def new_app(**settings: Any) -> typer.Typer:
     return typer.Typer(**{"add_completion": False, **settings}, rich_markup_mode=None, pretty_exceptions_enable=False)
 
 
-def add(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., None]], Callable[..., None]]:
+def add(app: typer.Typer, name: str | None = None) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
     """Decorator: a function becomes a command of an app."""
 
-    def added(function: Callable[..., None]) -> Callable[..., None]:
+    def added(function: Callable[..., Any]) -> Callable[..., Any]:
         app.command(name, cls=Command)(flat(function))
         return function
 
@@ -89,13 +93,18 @@ def _remember_debug(ctx: typer.Context, value: bool) -> bool:
     return value
 
 
+Verbose = Annotated[
+    bool, typer.Option("--verbose", help="Show progress at once, also in a pipe; what is done stays to be read.")
+]
 Debug = Annotated[
     bool, typer.Option("--debug", callback=_remember_debug, help="Show the traceback when something fails.")
 ]
 
 
-def flat(function: Callable[..., None]) -> Callable[..., None]:
-    """The command as typer takes it: a dataclass among its parameters becomes an option a field, and --debug is added."""
+def flat(function: Callable[..., Mapping[str, str] | None]) -> Callable[..., None]:
+    """The command as typer takes it: a dataclass among its parameters becomes an option a field. --verbose and --debug
+    are added, progress is shown, and at the end what may be done next, to which what the function returns is of use.
+    """
     groups: dict[str, Any] = {}
     options: list[Parameter] = []
     for name, parameter in inspect.signature(function, eval_str=True).parameters.items():
@@ -104,14 +113,24 @@ def flat(function: Callable[..., None]) -> Callable[..., None]:
             options += _options_of(kind)
         else:
             options.append(parameter.replace(kind=Parameter.KEYWORD_ONLY))
-    options.append(Parameter("debug", Parameter.KEYWORD_ONLY, default=False, annotation=Debug))
+    own = {each.name for each in options}
+    added = {"verbose": (Verbose, False), "debug": (Debug, False), "ctx": (typer.Context, Parameter.empty)}
+    for name, (kind, default) in added.items():
+        if name not in own:
+            options.append(Parameter(name, Parameter.KEYWORD_ONLY, default=default, annotation=kind))
 
     @functools.wraps(function)
-    def called(debug: bool, **given: Any) -> None:
+    def called(ctx: typer.Context, verbose: bool, debug: bool, **given: Any) -> None:
         built = {
             name: kind(**{each.name: given.pop(each.name) for each in fields(kind)}) for name, kind in groups.items()
         }
-        function(**given, **built)
+        wanted = {name: value for name, value in {"ctx": ctx, "verbose": verbose}.items() if name in own}
+        warn_of_unknown_words(ctx.params)
+        speaks = os.environ.get("RANK", "0") == "0"  # of the processes that torchrun started, the first
+        with bar(verbose) if speaks else nullcontext():
+            said = function(**given, **built, **wanted)
+        if speaks:
+            show_next_step(ctx, said)
 
     called.__signature__ = inspect.Signature(options)  # type: ignore[attr-defined]  # typer reads what inspect finds there
     called.__annotations__ = {each.name: each.annotation for each in options}
@@ -160,6 +179,25 @@ def _command(row: Row) -> Any:
     return typer.main.get_command(found)
 
 
+# What people type for a command of another name.
+MEANT = {
+    "trace": "attribute",
+    "graph": "attribute",
+    "show": "view",
+    "open": "view",
+    "plot": "view",
+    "ablate": "intervene",
+    "generate": "steer",
+    "label": "features label",
+    "cluster": "group",
+    "export": "convert",
+    "download": "info",
+    "test": "validate",
+    "batch": "run",
+    "help": "--help",
+}
+
+
 class Commands(TyperGroup):
     """The commands of `table`. Errors on purpose become one message and exit code 2; others exit code 1; Ctrl-C 130."""
 
@@ -168,6 +206,11 @@ class Commands(TyperGroup):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.commands: Any = _Rows(self.table)
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """As ever; whether --json was typed is known before a command's options are read, which may be wrong."""
+        ctx.meta[AS_JSON] = "--json" in args
+        return super().parse_args(ctx, args)
 
     def list_commands(self, ctx: Any) -> list[str]:
         """Their names, without importing them."""
@@ -181,10 +224,11 @@ class Commands(TyperGroup):
             with formatter.section(group):
                 formatter.write_dl([(name, self.commands[name].get_short_help_str(room)) for name in names])
 
-    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
-        """As ever; whether --json was typed is known before a command's options are read, which may be wrong."""
-        ctx.meta[AS_JSON] = "--json" in args
-        return super().parse_args(ctx, args)
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        """As ever, but that a word for a command of another name is answered with that name."""
+        if args and args[0] not in self.commands and args[0] in MEANT and not ctx.resilient_parsing:
+            raise InputError(f"there is no command {args[0]}; circuit-tracer {MEANT[args[0]]} does that")
+        return super().resolve_command(ctx, args)
 
     def invoke(self, ctx: Any) -> Any:
         """Run a command; see the class."""

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.serve import Shown, keep_known
 from circuit_tracer.errors import InputError
 
@@ -21,7 +22,9 @@ SHARE = 0.05  # of a group's input: smaller ones are not printed
 
 
 def group(
-    graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
+    graph: Annotated[
+        Path, typer.Argument(autocompletion=graphs, help="Graph file: .safetensors, or circuit-tracer's .pt.")
+    ],
     *,
     output: Annotated[
         Path | None,
@@ -49,7 +52,6 @@ def group(
         int | None, typer.Option("--max-positions", min=0, help="Positions that a group may span.  [default: 1]")
     ] = None,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Group the nodes of a graph that do one thing together.
 
@@ -63,11 +65,12 @@ def group(
     from circuit_tracer.circuits.naming import name_groups, titles
     from circuit_tracer.files import require_writable_folder
     from circuit_tracer.graph.files.native import as_graph
+    from circuit_tracer.graph.words import is_of_neurons
 
     require_writable_folder(target.parent)
     subject = as_graph(graph)
-    called = keep_known(subject, labels, chosen.demo)
-    model = chosen.open(verbose) if chosen.given else None
+    called = keep_known(subject, labels, chosen.shipped)
+    model = chosen.open() if chosen.given else None
     given = {"purity": purity, "max_layers": max_layers, "max_positions": max_positions}
     cut: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     grouping = group_nodes(subject, model, labels=called, **asdict(pruning), **cut)
@@ -79,7 +82,8 @@ def group(
         subject.story = None  # it was told of other groups
     subject.save(target)
     total, called_by = float(subject.target_weights.sum()), titles(subject, Grouping(circuit.groups))
-    text = f"{as_text(grouping, circuit, called_by, total)}\n\nwrote      {target}"
+    left = "others" if is_of_neurons(subject) else "error"
+    text = f"{as_text(grouping, circuit, called_by, total, left)}\n\nwrote      {target}"
     if outdated:
         typer.echo(
             "The graph's story was told of other groups and is gone: circuit-tracer story tells it anew.", err=True
@@ -87,8 +91,10 @@ def group(
     typer.echo(options.dump({**grouping.to_json(), "circuit": circuit.to_json(called_by, total)}) if json else text)
 
 
-def as_text(grouping: Grouping, circuit: Circuit, titles: Sequence[str], total: float) -> str:
-    """What groups there are, and what reaches each, from the inputs up. total: the weight of all targets."""
+def as_text(grouping: Grouping, circuit: Circuit, titles: Sequence[str], total: float, left: str) -> str:
+    """What groups there are, and what reaches each, from the inputs up. total: the weight of all targets. left: the
+    role of what is left over, of a dictionary its errors, of neurons the others.
+    """
     score = grouping.score
     several = sum(len(each.members) > 1 for each in grouping)
     lines = [f"groups     {several} of several nodes, {len(grouping) - several} nodes alone"]
@@ -107,5 +113,7 @@ def as_text(grouping: Grouping, circuit: Circuit, titles: Sequence[str], total: 
         told = ", ".join(f"{titles[source]} {share:+.0%}" for source, share in inputs)
         role, share = circuit.groups[number].role, float(circuit.influence[number]) / total
         shown = "" if role == "logit" else f"{share:.1%}"
-        lines.append(f"{shown:>9}  {role:<9}{titles[number]}" + (f"  <-  {told}" if told else ""))
+        lines.append(
+            f"{shown:>9}  {left if role == 'error' else role:<9}{titles[number]}" + (f"  <-  {told}" if told else "")
+        )
     return "\n".join(lines)

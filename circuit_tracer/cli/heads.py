@@ -12,6 +12,7 @@ import typer
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import LanguageModelOptions
 from circuit_tracer.errors import InputError
+from circuit_tracer.progress import told
 
 if TYPE_CHECKING:
     from circuit_tracer.attention import HeadTable
@@ -104,7 +105,6 @@ def heads(
         int, typer.Option("--batch-tokens", min=1, help="Tokens read at once; does not change the result.")
     ] = 2048,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Diagnose attention heads: induction, copying and others.
 
@@ -125,9 +125,9 @@ def heads(
     from circuit_tracer.attention import RandomTokens, diagnose_heads, write_headvis
 
     random = RandomTokens(block, sequences, seed)
-    model, tokenizer = chosen.open(verbose)
+    model, tokenizer = chosen.open()
     text = prompt or (None if data is None else _documents(data, reading, tokenizer))
-    with options.progress(verbose) as progress:
+    with told() as progress:
         table = diagnose_heads(
             model,
             text,

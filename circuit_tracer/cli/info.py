@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.loading import HookOptions
 from circuit_tracer.errors import InputError
 
@@ -15,11 +16,15 @@ if TYPE_CHECKING:
     from circuit_tracer.transcoders.base import Transcoders
 
 
+_MADE_OF_GRAPHS = (".html", ".md", ".svg", ".png", ".pdf", ".csv")
+
+
 def info(
     what: Annotated[
         str,
         typer.Argument(
-            help="Graph file; folder or hub id of transcoders or of a model; folder of a run; .gguf file; neurons (with -m)."
+            autocompletion=graphs,
+            help="Graph file; folder or hub id of transcoders or of a model; folder of a run; .gguf file; neurons (with -m).",
         ),
     ],
     *,
@@ -28,7 +33,7 @@ def info(
     ] = None,
     hooks: HookOptions,
     json: options.Json = False,
-) -> None:
+) -> dict[str, str]:
     """Say what a graph, transcoder or model is.
 
     Weights are not loaded; of a hub id, only the configuration is read.
@@ -40,7 +45,7 @@ def info(
     if what == NEURONS:
         found = _neurons(model, hooks)
         typer.echo(options.dump(found) if json else _text(found))
-        return
+        return {"kind": found["what"]}
     if model is not None and (path.is_file() or (path / "config.json").is_file()):
         raise InputError(f"-m says whether transcoders fit a model, and {what} holds none; leave it out")
     if path.suffix != ".gguf" and options.means_a_file(what):
@@ -50,8 +55,23 @@ def info(
     elif (path / "manifest.json").is_file():
         found = _run(what)
     else:
+        _require_place(what)
         found = _folder_or_hub(what, model, hooks)
     typer.echo(options.dump(found) if json else _text(found))
+    return {"kind": found["what"]}
+
+
+def _require_place(what: str) -> None:
+    """Refuse what is no path here and cannot be a hub id, which has a name on either side of a slash."""
+    from circuit_tracer.files import near_names
+    from circuit_tracer.transcoders.references import ALIASES
+    from circuit_tracer.transcoders.selection import split_selection
+
+    name = split_selection(what)[0].partition("@")[0]
+    if "/" in name or name in ALIASES or Path(name).exists():
+        return
+    near = near_names(name, folders=True) or "A model or dictionary of the hub is named org/repo."
+    raise InputError(f"no file or folder {what} here. {near}")
 
 
 def _neurons(model: str | None, hooks: HookOptions) -> dict[str, Any]:
@@ -78,6 +98,8 @@ def _neurons(model: str | None, hooks: HookOptions) -> dict[str, Any]:
 def _graph(path: Path) -> dict[str, Any]:
     from circuit_tracer.graph.summary import summarise
 
+    if path.suffix in _MADE_OF_GRAPHS and path.is_file():
+        raise InputError(f"{path} was made of a graph and is none; open it with what opens {path.suffix} files")
     if path.suffix == ".json" or path.name.endswith(".json.gz"):
         from circuit_tracer.graph.files.read_json import from_json
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.edit_options import EditOptions, Heads, read_heads
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import InputError
@@ -21,7 +22,10 @@ def intervene(
     *,
     prompt: Annotated[str | None, options.text("-p", "--prompt", help="Text (or --graph).")] = None,
     graph: Annotated[
-        Path | None, typer.Option("-g", "--graph", help="Take the prompt of this graph, and check that it fits.")
+        Path | None,
+        typer.Option(
+            "-g", "--graph", autocompletion=graphs, help="Take the prompt of this graph, and check that it fits."
+        ),
     ] = None,
     chosen: ModelOptions,
     changes: EditOptions,
@@ -62,7 +66,7 @@ def intervene(
 
     meaning = Semantics(semantics, layer_range(layers), not live_attention, freeze_norms)
     subject: Any = prompt
-    labels = chosen_labels(None, chosen.demo) or {}
+    labels = chosen_labels(None, chosen.shipped) or {}
     if graph is not None:
         from circuit_tracer.graph.files.formats import read_graph
 

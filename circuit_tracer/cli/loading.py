@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import typer
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.cli.completion import DEVICES, DICTIONARIES, words
+from circuit_tracer.errors import InputError, warn
+from circuit_tracer.progress import doing
 
 if TYPE_CHECKING:
     import torch
@@ -55,7 +59,12 @@ Revision = Annotated[
     str | None,
     typer.Option("--revision", help="Branch, tag or commit of the model on the hub; -m org/name@revision says it too."),
 ]
-Device = Annotated[str | None, typer.Option("--device", help="cpu, cuda, cuda:1, mps; default: the best there is.")]
+Device = Annotated[
+    str | None,
+    typer.Option(
+        "--device", autocompletion=words(*DEVICES), help="cpu, cuda, cuda:1, mps; default: the best there is."
+    ),
+]
 NumberFormat = Literal["float32", "bfloat16", "float16", "float64", "fp32", "bf16", "fp16", "fp64"]
 Bos = Annotated[
     bool, typer.Option("--bos/--no-bos", help="Put a special token in front of prompts that begin with none.")
@@ -81,15 +90,14 @@ class LanguageModelOptions:
         if self.demo and self.revision is not None:
             raise InputError("the demo's model ships with the package and has no --revision; leave it out")
 
-    def open(self, verbose: bool = False) -> tuple[Any, Any]:
-        """(transformers model, tokenizer); bars of loading only if verbose."""
-        from circuit_tracer.demo import MODEL
-        from circuit_tracer.models.loading import load_language_model, present, resolve_device, resolve_dtype
+    def open(self) -> tuple[Any, Any]:
+        """(transformers model, tokenizer)."""
+        with loading():
+            from circuit_tracer.demo import MODEL
+            from circuit_tracer.models.loading import load_language_model, present, resolve_device, resolve_dtype
 
-        if not verbose:
-            quiet_loading()
-        device = present(resolve_device("cpu" if self.demo and self.device is None else self.device))
-        return load_language_model(self.model or MODEL, device, resolve_dtype(self.dtype), revision=self.revision)
+            device = present(resolve_device("cpu" if self.demo and self.device is None else self.device))
+            return load_language_model(self.model or MODEL, device, resolve_dtype(self.dtype), revision=self.revision)
 
 
 @dataclass(frozen=True)
@@ -101,6 +109,7 @@ class ModelOptions:
         typer.Option(
             "-t",
             "--transcoder-set",
+            autocompletion=words(*DICTIONARIES),
             help="Transcoders, or autoencoders: folder, or Hugging Face org/repo/folder@revision (or --demo); neurons: the "
             "model's own.",
         ),
@@ -157,15 +166,18 @@ class ModelOptions:
     required: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if self.demo and self.transcoder_set and self.of_neurons and not self.model:  # its model, none of its labels
-            from circuit_tracer.demo import MODEL
-
-            object.__setattr__(self, "demo", False)
-            object.__setattr__(self, "model", MODEL)
-        if (self.demo and self.transcoder_set is not None) or (self.required and not self.given):
+        if self.demo and self.transcoder_set is not None and not self.of_neurons:
             raise InputError(
-                "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"
+                f"--demo brings its own model and transcoder, and -t names {self.transcoder_set}: leave one out (--demo "
+                "-t neurons takes the model's neurons instead of its transcoder)"
             )
+        if self.required and not self.given:
+            raise InputError(
+                "name the transcoders with -t (folder, hub id, or neurons with -m MODEL), or use --demo for the small model "
+                "that ships with the package"
+            )
+        if self.demo and self.model is not None:
+            raise InputError(f"--demo brings its own model, and -m names {self.model}: leave one out")
         if self.model is not None and self.transcoder_set is None:
             raise InputError(
                 "-m names the model that transcoders read: name them with -t (--demo brings its own model)"
@@ -187,11 +199,16 @@ class ModelOptions:
         return self.demo or self.transcoder_set is not None
 
     @property
+    def shipped(self) -> bool:
+        """Whether features are those of the dictionary that ships with the package, whose labels are known."""
+        return self.demo and not self.of_neurons
+
+    @property
     def transcoders(self) -> str:
         """Folder or hub id of the transcoders."""
         from circuit_tracer.demo import TRANSCODER
 
-        return TRANSCODER if self.demo else str(self.transcoder_set)
+        return TRANSCODER if self.shipped else str(self.transcoder_set)
 
     @property
     def of_neurons(self) -> bool:
@@ -260,31 +277,30 @@ class ModelOptions:
             feature_output_hook=self.feature_output_hook if named else None,
         )
 
-    def language_model(self, name: str, verbose: bool = False) -> tuple[ModelParts, Any]:
+    def language_model(self, name: str) -> tuple[ModelParts, Any]:
         """The model by itself, checked, with its tokenizer."""
-        from circuit_tracer.models.loading import load_language_model
-        from circuit_tracer.models.parts import bind
-        from circuit_tracer.models.verify import verify
+        with loading():
+            from circuit_tracer.models.loading import load_language_model
+            from circuit_tracer.models.parts import bind
+            from circuit_tracer.models.verify import verify
 
-        if not verbose:
-            quiet_loading()
-        model, tokenizer = load_language_model(name, *self.place(), revision=self.revision)
-        parts = bind(model, name)
-        verify(parts)
-        return parts, tokenizer
+            model, tokenizer = load_language_model(name, *self.place(), revision=self.revision)
+            parts = bind(model, name)
+            verify(parts)
+            return parts, tokenizer
 
-    def open(self, verbose: bool = False, traces: bool = False) -> ReplacementModel:
-        """The model with the transcoders; bars of loading only if verbose. traces: not with autoencoders, said before the model
-        is loaded.
-        """
+    def open(self, traces: bool = False) -> ReplacementModel:
+        """The model with the transcoders. traces: not with autoencoders, said before the model is loaded."""
+        with loading():
+            return self._open(traces)
+
+    def _open(self, traces: bool) -> ReplacementModel:
         from circuit_tracer.replacement_model import ReplacementModel
         from circuit_tracer.transcoders.attention import load_attention
         from circuit_tracer.transcoders.building import NO_TRANSCODER
         from circuit_tracer.transcoders.neurons import NEURONS, NOT_MONOSEMANTIC
         from circuit_tracer.transcoders.stacked import stacked
 
-        if not verbose:
-            quiet_loading()
         device, dtype = self.place()
         attention = None if self.attention is None else load_attention(self.attention, device, dtype)
         how: dict[str, Any] = {"device": device, "dtype": dtype, "attention": attention, "revision": self.revision}
@@ -331,8 +347,32 @@ class HookOptions:
         )
 
 
+def warn_of_unknown_words(given: Mapping[str, Any]) -> None:
+    """Say which words of a command's prompts the demo's model does not know, if that is the model."""
+    if not given.get("demo") or given.get("chat"):
+        return
+    said = [
+        given.get(name) or () for name in ("prompt", "clean", "corrupted", *(["source"] if given.get("take") else []))
+    ]
+    texts: list[str] = [each for text in said for each in ([text] if isinstance(text, str) else text)]
+    if not texts:
+        return
+    from circuit_tracer.demo.words import about_unknown, unknown_words
+
+    if unknown := [word for text in texts for word in unknown_words(text)]:
+        warn(f"the demo's small world does not know {about_unknown(unknown)}. What is not known is read as <unk>")
+
+
+@contextmanager
+def loading() -> Iterator[None]:
+    """Inside, a model is loaded, and is said to be."""
+    with doing("loading"):
+        quiet_loading()
+        yield
+
+
 def quiet_loading() -> None:
-    """No bars while weights are loaded."""
+    """No bars of transformers while weights are loaded: the line that shows progress says what is done."""
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Annotated
 
 import typer
@@ -81,8 +82,14 @@ def root(
     """Trace how a language model arrives at its next token: attribution graphs with cross-layer transcoders."""
 
 
+# Of libraries: bars of loading beside our own line, and each try of the hub before the error that says it once.
+QUIET = {"TQDM_DISABLE": "1", "HF_HUB_VERBOSITY": "error"}
+
+
 def main() -> None:
     """Entry point of the `circuit-tracer` command, also as `python -m circuit_tracer`."""
+    for name, value in QUIET.items():
+        os.environ.setdefault(name, value)
     app(prog_name="circuit-tracer")
 
 

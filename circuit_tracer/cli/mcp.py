@@ -52,10 +52,10 @@ def mcp(
     from circuit_tracer.viewer.server.running import HOST, listening_socket
 
     graphs = open_folder(folder)
-    features = features_dir or (demo_features() if chosen.demo else graphs.folder / "features")
+    features = features_dir or (demo_features() if chosen.shipped else graphs.folder / "features")
     if features_dir is not None and not features_dir.is_dir():
         raise InputError(f"no folder of features at {features_dir}")
-    called = chosen_labels(labels, chosen.demo)
+    called = chosen_labels(labels, chosen.shipped)
     if called is None:
         called = read_labels(features) if features is not None and features.is_dir() else {}
     records = FeatureFolder(features) if features is not None and (features / INDEX).is_file() else None

@@ -76,7 +76,7 @@ class Watch:
         if not probes:
             raise InputError("say what to watch for: --probe FILE or --feature 'LAYER/FEATURE>VALUE'")
         watching = Watching(self.ahead, self.batch_tokens, self.window, self.top_features)
-        return Monitor(chosen.subject(verbose=False), probes, watching)
+        return Monitor(chosen.subject(), probes, watching)
 
 
 Source = Annotated[
@@ -102,7 +102,7 @@ def watch(
 
     A line that cannot be read becomes {"id", "problem"} and the stream goes on. --json counts the texts in a last line.
     """
-    labels = chosen_labels(names, chosen.demo)
+    labels = chosen_labels(names, chosen.shipped)
     if output is not None:
         from circuit_tracer.files import require_writable_file
 

@@ -8,17 +8,12 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, nullcontext, redirect_stdout
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import Annotated, Any, Literal
 
 import typer
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.sizes import USUAL_ROWS
-
-if TYPE_CHECKING:
-    from contextlib import AbstractContextManager
-
-    from circuit_tracer.attribution.progress import Progress
 
 
 def output(help: str, *also: str) -> Any:
@@ -47,7 +42,6 @@ Overwrite = Annotated[
     typer.Option("--overwrite", help="Replace a graph of that name; what was made by hand moves to the new one."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as JSON, one object a line, and nothing else.")]
-Verbose = Annotated[bool, typer.Option("--verbose", help="Show progress.")]
 FeatureNames = Annotated[
     Path | None, typer.Option("--names", help="What features are called: labels.json, or a folder of features.")
 ]
@@ -200,15 +194,6 @@ def token(text: str) -> str | int:
     """A token by its text, or by its id in the form id:123."""
     name, separator, number = text.partition(":")
     return int(number) if name == "id" and separator and number.isdecimal() else text
-
-
-def progress(verbose: bool) -> AbstractContextManager[Progress]:
-    """A context that yields where to report progress: a bar on standard error, or nowhere."""
-    from contextlib import nullcontext
-
-    from circuit_tracer.attribution.progress import bar, silent
-
-    return bar() if verbose else nullcontext(silent)
 
 
 @contextmanager

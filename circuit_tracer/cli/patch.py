@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import SITES, words
 from circuit_tracer.cli.edit_options import read_features
 from circuit_tracer.cli.intervene import layer_range
 from circuit_tracer.cli.loading import ModelOptions
@@ -38,7 +39,12 @@ def patch(
         bool, typer.Option("--noising", help="Put the corrupted into the clean run; by default the other way round.")
     ] = False,
     sites: Annotated[
-        str, typer.Option("--sites", help="What is patched: of resid, attn_out, mlp_out, head, with commas; or none.")
+        str,
+        typer.Option(
+            "--sites",
+            autocompletion=words(*SITES, several=True),
+            help="What is patched: of resid, attn_out, mlp_out, head, with commas; or none.",
+        ),
     ] = "resid,attn_out,mlp_out",
     features: Annotated[
         str,

@@ -20,7 +20,10 @@ def plan(
     *,
     chosen: ModelOptions,
     tokens: Annotated[int | None, typer.Option("--tokens", min=2, help="Length of the prompt.")] = None,
-    prompt: Annotated[str | None, options.text("-p", "--prompt", help="The prompt itself, to be counted.")] = None,
+    prompt: Annotated[
+        str | None,
+        options.text("-p", "--prompt", help="The prompt itself, to be counted; default with --demo: the demo's."),
+    ] = None,
     active: Annotated[
         float | None,
         typer.Option("--active", help="Features active a layer and token; default: k of TopK dictionaries, else 50."),
@@ -33,6 +36,10 @@ def plan(
 
     Reads configurations and the headers of files; no weights are loaded.
     """
+    if tokens is None and prompt is None and chosen.demo:
+        from circuit_tracer.demo import PROMPT
+
+        prompt = PROMPT
     if (tokens is None) == (prompt is None):
         raise InputError("say how long the prompt is: --tokens NUMBER, or the prompt itself with -p (not both)")
     from circuit_tracer.attribution.forecast import active_features, forecast

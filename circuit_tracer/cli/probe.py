@@ -12,6 +12,7 @@ from circuit_tracer.cli import options
 from circuit_tracer.cli.frame import add, new_app
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.errors import InputError
+from circuit_tracer.progress import told
 
 if TYPE_CHECKING:
     from circuit_tracer.probes.examples import Example
@@ -52,13 +53,13 @@ class ReadModel(ModelOptions):
         if idle := [option for option, value in named.items() if value is not None]:
             raise InputError(f"{' and '.join(idle)} say something of the transcoders of -t: name them")
 
-    def subject(self, verbose: bool) -> Subject:
+    def subject(self) -> Subject:
         """What probes read."""
         from circuit_tracer.probes.reading import Subject
 
         if self.given:
-            return Subject.of(self.open(verbose))
-        parts, tokenizer = self.language_model(str(self.model), verbose)
+            return Subject.of(self.open())
+        parts, tokenizer = self.language_model(str(self.model))
         return Subject(parts, tokenizer, None, self.bos)
 
 
@@ -108,7 +109,6 @@ def fit(
     name: Annotated[str | None, typer.Option("--name", help="What alarms call it; default: the file's name.")] = None,
     chosen: ReadModel,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Fit a probe, and measure it on unseen groups beside raw activations, features, a random dictionary and words."""
     from circuit_tracer.files import require_writable_file
@@ -121,8 +121,8 @@ def fit(
 
     examples = read_examples(data, positive)
     others = [] if negatives is None else read_examples(negatives, positive)
-    subject = chosen.subject(verbose)
-    with options.progress(verbose) as progress:
+    subject = chosen.subject()
+    with told() as progress:
         found = made(
             subject,
             examples,
@@ -162,7 +162,6 @@ def score(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the draws.")] = 0,
     chosen: ReadModel,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Score texts, and say which fire."""
     examples = _examples(data, prompt, chat, positive)
@@ -170,8 +169,8 @@ def score(
     from circuit_tracer.probes.score import score as scored
 
     loaded = Probe.load(probe)
-    subject = chosen.subject(verbose)
-    with options.progress(verbose) as progress:
+    subject = chosen.subject()
+    with told() as progress:
         found = scored(subject, loaded, examples, draws=draws, seed=seed, progress=progress)
     if json:
         for row in _rows(found, tokens):
@@ -216,7 +215,6 @@ def explain(
     seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of the random features taken out beside.")] = 0,
     chosen: ModelOptions,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Explain why a probe fires: who carried its score, down to tokens, tested by taking nodes out."""
     from circuit_tracer.files import require_writable_file
@@ -229,9 +227,9 @@ def explain(
     from circuit_tracer.probes.explain import explain as explained
     from circuit_tracer.probes.probe import Probe
 
-    loaded, called = Probe.load(probe), chosen_labels(labels, chosen.demo)
-    model = chosen.open(verbose)
-    with options.progress(verbose) as progress:
+    loaded, called = Probe.load(probe), chosen_labels(labels, chosen.shipped)
+    model = chosen.open()
+    with told() as progress:
         found = explained(
             model,
             loaded,

@@ -9,12 +9,15 @@ from typing import Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.outputs import Outputs
 from circuit_tracer.errors import InputError
 
 
 def prune(
-    graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
+    graph: Annotated[
+        Path, typer.Argument(autocompletion=graphs, help="Graph file: .safetensors, or circuit-tracer's .pt.")
+    ],
     *,
     output: Annotated[Path | None, options.output("Write the pruned graph: .safetensors, or .pt.")] = None,
     slug: options.Slug = None,

@@ -25,7 +25,7 @@ def push(
         Path | None, options.output("Write the files into this empty folder instead of uploading.")
     ] = None,
     json: options.Json = False,
-) -> None:
+) -> dict[str, str]:
     """Publish config, card and weights in one commit.
 
     Needs a token with write permission: `hf auth login`, or HF_TOKEN.
@@ -53,7 +53,7 @@ def push(
         typer.echo(f"wrote {len(publication.files)} files to {address}")
     else:
         typer.echo(f"pushed {len(publication.files)} files ({_size(publication.bytes)}): {address}")
-        typer.echo(f"trace with it: circuit-tracer attribute -t {repo_id} ...")
+    return {"kind": "dry run"} if dry_run else {}
 
 
 def _described(publication: Publication, address: str | None) -> dict[str, Any]:

@@ -9,6 +9,7 @@ import typer
 
 from circuit_tracer.cli import options
 from circuit_tracer.cli.loading import quiet_loading
+from circuit_tracer.progress import told
 
 
 def report(
@@ -32,7 +33,6 @@ def report(
         options.output("Folder or address for report.html and report.json; default: report/ in the run."),
     ] = None,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Rates of behaviour, how far graphs can be trusted, features that separate labels, what steering them does."""
     from circuit_tracer.cli.serve import labels_of_run
@@ -46,7 +46,7 @@ def report(
     place.require_writable(folder)
     model = opened.open_model(device)
     asked = Options(None if label == "none" else label, expected, groups, steered, validated, seed)
-    with options.progress(verbose) as progress:
+    with told() as progress:
         named = labels_of_run(opened.settings["opening"]["transcoders"], names)
         made = make_report(opened, model, asked, progress, named)
     text, page = options.dump(made.to_json()), as_html(made, f"Report on {PurePath(run).name}")

@@ -90,7 +90,7 @@ def serve(
         port,
         features_dir,
         loaded,
-        chosen.demo,
+        chosen.shipped,
         open_browser,
         neuronpedia_secret,
         labels,

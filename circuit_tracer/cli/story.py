@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.outputs import name_of
 from circuit_tracer.cli.serve import Shown, keep_known
 from circuit_tracer.errors import InputError
@@ -28,7 +29,9 @@ SUFFIXES = (".md", ".json", ".html")
 
 
 def story(
-    graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
+    graph: Annotated[
+        Path, typer.Argument(autocompletion=graphs, help="Graph file: .safetensors, or circuit-tracer's .pt.")
+    ],
     *,
     output: Annotated[
         Path | None,
@@ -74,7 +77,6 @@ def story(
     seed: Annotated[int, typer.Option("--seed", help="Seed of the random groups.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Interventions to a pass.")] = 16,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Tell what a graph says of its prompt, sentence by sentence, and test each by an intervention.
 
@@ -94,8 +96,8 @@ def story(
     records = None if features is None else FeatureFolder(features)
     namer, rewording = _chat(name_by, endpoint), _chat(reword_by, endpoint)
     subject = as_graph(graph)
-    called = keep_known(subject, labels, chosen.demo, features)
-    model = chosen.open(verbose) if chosen.given else None
+    called = keep_known(subject, labels, chosen.shipped, features)
+    model = chosen.open() if chosen.given else None
     named = _grouping(model, called, records, namer, pruning)
     kept = f"interrupted: no story is kept, and {graph} is as it was"
     with options.interruption(kept):

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import presets
 from circuit_tracer.cli.frame import Command
 from circuit_tracer.cli.loading import quiet_loading
 from circuit_tracer.errors import InputError
@@ -86,7 +87,12 @@ def split_overrides(args: list[str], own: set[str]) -> tuple[dict[str, str], lis
 def train(
     ctx: typer.Context,
     config: Annotated[
-        str, typer.Argument(metavar="CONFIG", help="Preset, YAML or TOML file, or the folder of a run to go on with.")
+        str,
+        typer.Argument(
+            metavar="CONFIG",
+            autocompletion=presets,
+            help="Preset, YAML or TOML file, or the folder of a run to go on with.",
+        ),
     ],
     resume: Annotated[bool, typer.Option("--resume", help="Go on from the last checkpoint in run.out.")] = False,
     plan: Annotated[
@@ -102,7 +108,7 @@ def train(
         bool, typer.Option("--print-config", help="Print the whole configuration as YAML, and stop.")
     ] = False,
     json: options.Json = False,
-) -> None:
+) -> dict[str, str]:
     """Train a cross-layer transcoder, per-layer transcoders or sparse autoencoders.
 
     Options below set single values of the configuration: --run.batch 8192. Several devices: torchrun --nproc-per-node N
@@ -121,6 +127,8 @@ def train(
         _find(settings, json)
     else:
         _run(settings, resume, json)
+        return {"out": str(settings.run.out)}
+    return {"overridden": "yes"} if ctx.meta[OVERRIDES] else {}
 
 
 def _show_plan(config: TrainingConfig, resume: bool, json: bool) -> None:

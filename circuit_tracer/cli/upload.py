@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.outputs import is_viewer_json, refuse_thresholds
 from circuit_tracer.errors import InputError
 
@@ -20,7 +21,10 @@ def upload(
     ctx: typer.Context,
     *,
     graph: Annotated[
-        Path, typer.Argument(help="Graph: .safetensors, circuit-tracer's .pt, or JSON exported for Neuronpedia.")
+        Path,
+        typer.Argument(
+            autocompletion=graphs, help="Graph: .safetensors, circuit-tracer's .pt, or JSON exported for Neuronpedia."
+        ),
     ],
     model_id: Annotated[
         str | None, typer.Option("--model-id", help="Neuronpedia's name of the model, such as gemma-2-2b.")

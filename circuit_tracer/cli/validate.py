@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.loading import ModelOptions
 from circuit_tracer.cli.serve import keep_known
 from circuit_tracer.errors import InputError
+from circuit_tracer.progress import told
 
 if TYPE_CHECKING:
     from circuit_tracer.graph.graph import Graph
@@ -20,7 +22,9 @@ if TYPE_CHECKING:
 
 
 def validate(
-    graph: Annotated[Path, typer.Argument(help="Graph file: .safetensors, or circuit-tracer's .pt.")],
+    graph: Annotated[
+        Path, typer.Argument(autocompletion=graphs, help="Graph file: .safetensors, or circuit-tracer's .pt.")
+    ],
     *,
     output: Annotated[
         Path | None,
@@ -48,7 +52,6 @@ def validate(
     seed: Annotated[int, typer.Option("--seed", help="Seed of random directions, sets and dictionaries.")] = 0,
     batch_size: Annotated[int, typer.Option("--batch-size", min=1, help="Interventions to a pass.")] = 16,
     json: options.Json = False,
-    verbose: options.Verbose = False,
 ) -> None:
     """Test a graph: ablate every kept node, perturb, remove the circuit, vary what was chosen, compare with controls.
 
@@ -63,11 +66,11 @@ def validate(
 
     require_writable_folder(target.parent)
     subject = as_graph(graph)
-    keep_known(subject, None, chosen.demo)
+    keep_known(subject, None, chosen.shipped)
     grouped = read_groups(subject, groups, supernodes)
-    loaded = chosen.open(verbose, traces=True)
+    loaded = chosen.open(traces=True)
     kept = f"interrupted: no report is kept, and {target} is as it was"
-    with options.interruption(kept), options.progress(verbose) as progress:
+    with options.interruption(kept), told() as progress:
         report = test(
             subject,
             loaded,

@@ -10,6 +10,7 @@ from typing import Annotated, Any
 import typer
 
 from circuit_tracer.cli import options
+from circuit_tracer.cli.completion import graphs
 from circuit_tracer.cli.outputs import given_options, is_viewer_json, name_of, refuse_thresholds
 from circuit_tracer.errors import FileFormatError, InputError
 
@@ -20,8 +21,9 @@ def view(
     graph: Annotated[
         str | None,
         typer.Argument(
+            autocompletion=graphs,
             help="Graph: .safetensors, circuit-tracer's .pt, or a viewer's .json (or .json.gz), shown as it is; or the folder "
-            "or address of a run. Without one the page offers to open a file."
+            "or address of a run. Without one the page offers to open a file.",
         ),
     ] = None,
     output: Annotated[
@@ -40,22 +42,24 @@ def view(
     ] = None,
     thresholds: options.Thresholds,
     json: options.Json = False,
-) -> None:
+) -> dict[str, str]:
     """Write a graph, or a run with its graphs, as one page that opens offline, viewer and all.
 
     A grouped graph is pruned as it was for its groups, if no thresholds are given.
     """
     from circuit_tracer.files.places import is_address
 
+    of_run = graph is not None and (is_address(graph) or Path(graph).is_dir())
     if graph is None:
         page = _write_empty(output or Path("viewer.html"), features)
-    elif is_address(graph) or Path(graph).is_dir():
+    elif of_run:
         page = _write_run(graph, output, features, thresholds)
     else:
         page = _write(ctx, Path(graph), output, features, thresholds)
     options.say_written([page], json)
     if open_page:
         typer.launch(str(page))
+    return {"kind": "run"} if of_run else {}
 
 
 def _write_empty(output: Path, features: Path | None) -> Path:
@@ -135,6 +139,6 @@ def _showable(path: Path) -> dict[str, Any]:
     if problems := unshowable(document):
         raise FileFormatError(
             f"a page could show nothing of {path}: {'; '.join(problems)}. Export the graph again from its own file "
-            "(circuit-tracer convert GRAPH.safetensors OUT.json), or mend the file"
+            "(circuit-tracer convert GRAPH.safetensors -o OUT.json), or mend the file"
         )
     return document

@@ -20,8 +20,8 @@ Transcoder: {n_features} JumpReLU features a layer, `hook_resid_mid` to `hook_ml
 trained by this package's trainer (`circuit_tracer/training`) on every distinct context of its statements and on {copies} copies
 of each in which the embeddings are moved a little, so that it is right about cities that it never saw.
 
-Trained and measured by `circuit-tracer demo train FOLDER` (model seed {model_seed}, transcoder seed {transcoder_seed}; one CPU
-core); `metrics.json` holds all numbers below. Position 0 is left out everywhere.
+Trained and measured by `circuit-tracer demo train -o FOLDER` (model seed {model_seed}, transcoder seed {transcoder_seed}; one
+CPU core); `metrics.json` holds all numbers below. Position 0 is left out everywhere.
 """
 
 _KINDS = """

@@ -15,9 +15,12 @@ from circuit_tracer.circuits.naming import name_groups
 from circuit_tracer.circuits.pictures import draw
 from circuit_tracer.circuits.story import Contrast, Story, tell
 from circuit_tracer.demo import FEATURES, MODEL, PROMPT, TRANSCODER, load_labels, world
+from circuit_tracer.demo.tokenizer import BOS
+from circuit_tracer.demo.words import about_unknown, unknown_words
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.kept import keep_features
 from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.graph.files.graph_index import read_index
 from circuit_tracer.graph.files.viewer_json import create_graph_files
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
@@ -43,6 +46,8 @@ def main(folder: str | Path, prompt: str | None = None, swap: str | None = None)
     """
     target = require_writable_folder(folder)
     prompt = PROMPT if prompt is None else prompt
+    if unknown := unknown_words(prompt):
+        raise InputError(f"the demo's small world does not know {about_unknown(unknown)}")
     contrast = contrast_prompt(prompt, swap)
     start = time.perf_counter()
     model = load_demo()
@@ -60,14 +65,8 @@ def main(folder: str | Path, prompt: str | None = None, swap: str | None = None)
     )
     print("\n".join(story.lines()))
     _print_quality(graph)
-    for name, what in write_files(graph, target, labels, story, groups).items():
+    for name, what in write_files(graph, target, labels, story, groups, name_for(prompt, target)).items():
         print(f"wrote       {name}  ({what})")
-    print(
-        "\nnext        circuit-tracer demo --prompt '...'          another prompt of this small world\n"
-        "            circuit-tracer demo --swap Oregon           another state in the place of this one\n"
-        "            circuit-tracer attribute --help             your own model and transcoders\n"
-        "            circuit-tracer story --help                 its story"
-    )
     return graph
 
 
@@ -112,20 +111,32 @@ def contrast_prompt(prompt: str, swap: str | None = None) -> str | None:
     return prompt.strip().replace(asked.subject, other.name if asked.city is None else other.open_cities[0])
 
 
+def name_for(prompt: str, folder: Path) -> str:
+    """What the files of a prompt are called: demo, or, where another prompt's are called so, demo-2 and so on."""
+    entries = {str(each.get("slug")): str(each.get("prompt")).removeprefix(BOS).strip() for each in read_index(folder)}
+    names = (SLUG, *(f"{SLUG}-{number}" for number in range(2, len(entries) + 3)))
+    return next(name for name in names if entries.get(name, prompt.strip()) == prompt.strip())
+
+
 def write_files(
-    graph: Graph, folder: Path, labels: dict[tuple[int, int], str], story: Story, groups: Grouping
+    graph: Graph,
+    folder: Path,
+    labels: dict[tuple[int, int], str],
+    story: Story,
+    groups: Grouping,
+    slug: str = SLUG,
 ) -> dict[str, str]:
     """Write the files of a graph and its story; what was written, by path."""
     keep_grouping(graph, groups)
     # Pruned as the groups were, so that a share is the same on the page as in the story and the picture.
     json_file = create_graph_files(
-        graph, SLUG, folder, scan="circuit-tracing-demo", labels=labels, node_threshold=GROUPED
+        graph, slug, folder, scan="circuit-tracing-demo", labels=labels, node_threshold=GROUPED
     )
-    native = graph.save(folder / f"{SLUG}.safetensors")
-    picture = folder / f"{SLUG}.svg"
+    native = graph.save(folder / f"{slug}.safetensors")
+    picture = folder / f"{slug}.svg"
     draw(graph, picture, grouping=groups, labels=labels)
-    page = write_page(graph, folder / f"{SLUG}.html", slug=SLUG, labels=labels, node_threshold=GROUPED)
-    text = folder / f"{SLUG}.md"
+    page = write_page(graph, folder / f"{slug}.html", slug=slug, labels=labels, node_threshold=GROUPED)
+    text = folder / f"{slug}.md"
     with atomic_write(text) as temporary:
         temporary.write_text(story.markdown(), encoding="utf-8")
     return {

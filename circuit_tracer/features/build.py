@@ -21,7 +21,6 @@ import numpy as np
 import torch
 
 from circuit_tracer.attribution.fit import warn_of_misfit
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.build_folder import BuildFolder
@@ -43,6 +42,7 @@ from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.models.run import fast_attention
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.token_text import TokenTexts
+from circuit_tracer.progress import Progress, silent
 from circuit_tracer.text.corpus import Corpus
 from circuit_tracer.text.position import require_position
 from circuit_tracer.text.special import SpecialTokens

@@ -23,11 +23,11 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.chat import ChatModel, Messages, tokens_in
 from circuit_tracer.features.folder import FeatureFolder
 from circuit_tracer.features.labels import Label, Place
+from circuit_tracer.progress import Progress, silent
 
 EXPLAIN = (
     "You name features of a language model. A feature is a number that is large on certain tokens of a text. You see texts "

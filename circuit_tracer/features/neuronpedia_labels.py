@@ -11,12 +11,12 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.features.labels import Label, Place
 from circuit_tracer.files import locked, require_writable_folder
 from circuit_tracer.files.digests import read_sealed, write_sealed
 from circuit_tracer.neuronpedia import Neuronpedia
+from circuit_tracer.progress import Progress, silent
 
 FEATURES_A_REQUEST = 512  # Neuronpedia takes 2048
 PREFERRED = ("np_max-act-logits", "np_max-act")

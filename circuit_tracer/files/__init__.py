@@ -10,6 +10,7 @@ from circuit_tracer.files.locks import claimed, locked
 from circuit_tracer.files.reading import (
     LARGEST_JSON,
     LARGEST_YAML,
+    near_names,
     open_file,
     read_bytes,
     read_text,
@@ -41,6 +42,7 @@ __all__ = [
     "atomic_write",
     "claimed",
     "locked",
+    "near_names",
     "open_file",
     "parse_json",
     "parse_toml",

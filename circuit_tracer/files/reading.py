@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import stat
 import zlib
+from difflib import get_close_matches
+from itertools import islice
 from pathlib import Path
 from typing import BinaryIO
 
@@ -16,6 +18,18 @@ LARGEST_YAML = MIB // 4  # a configuration has some kilobytes; PyYAML needs a se
 UNPACKED = 48 * MIB  # what any packed file may become; as JSON, it takes thirty times as much memory at worst
 RATIO = 100  # beyond that, how often its own size. Text packs to a tenth or less, bombs to a thousandth
 _STEP = MIB
+_LOOKED_AT = 5000  # names of a folder, at most
+
+
+def near_names(path: str | Path, folders: bool = False) -> str:
+    """What stands beside where nothing is, in words; "" where no name there is like it. folders: those count too."""
+    wanted = Path(path)
+    try:
+        there = {each.name: each for each in islice(wanted.parent.iterdir(), _LOOKED_AT)}
+        found = get_close_matches(wanted.name, [name for name, each in there.items() if folders or each.is_file()], 3)
+    except (OSError, ValueError):
+        return "" if wanted.parent.is_dir() else f"There is no folder {wanted.parent}."
+    return f"Did you mean {' or '.join(str(wanted.parent / name) for name in found)}?" if found else ""
 
 
 def open_file(path: str | Path) -> BinaryIO:
@@ -39,7 +53,7 @@ def open_file(path: str | Path) -> BinaryIO:
             return file
         file.close()
     except FileNotFoundError as error:
-        raise InputError(f"no such file: {path}. Check the path.") from error
+        raise InputError(f"no such file: {path}. {near_names(path) or 'Check the path.'}") from error
     except IsADirectoryError as error:
         raise InputError(f"{path} is a folder; expected a file.") from error
     except OSError as error:

@@ -23,8 +23,14 @@ def left_over(graph: Graph, many: bool = False) -> str:
 
 
 def feature_name(graph: Graph, layer: int, index: int) -> str:
-    """What a feature without a label is called: L3/41, or L3 neuron 20-, a neuron's negative side."""
-    return neuron_name(layer, index) if is_of_neurons(graph) else f"L{layer}/{index}"
+    """What a feature without a label is called: L3/41, or L3 neuron 20-, a neuron's negative side; of several dictionaries,
+    with the dictionary's name, and its number there: lorsa L3/7.
+    """
+    part = next(each for each in reversed(graph.parts) if index >= each.first)
+    if is_of_neurons(graph) and part is graph.parts[0]:
+        return neuron_name(layer, index)
+    named = "" if len(graph.parts) == 1 else f"{part.name} "
+    return f"{named}L{layer}/{index - part.first}"
 
 
 def neuron_name(layer: int, index: int) -> str:

@@ -13,7 +13,7 @@ from typing import Any
 
 from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, shortened
 from circuit_tracer.extras import missing_extra
-from circuit_tracer.files import parse_json
+from circuit_tracer.files import near_names, parse_json
 from circuit_tracer.files.places import Place, find_places, is_address
 from circuit_tracer.many.rows import KINDS, Row, read_row
 
@@ -82,7 +82,8 @@ def _place(path: str) -> Place:
         return found[0]
     location = Path(path).expanduser()
     if not location.is_file():
-        raise InputError(f"no file of prompts at {path}; give one of {_expected()}")
+        near = near_names(location)
+        raise InputError(f"no file of prompts at {path}. {near}{' ' * bool(near)}Give one of {_expected()}")
     return Place(str(location), location.stat().st_size)
 
 

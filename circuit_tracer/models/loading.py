@@ -22,6 +22,7 @@ from circuit_tracer.models.sources import Source, adapter_of, library_errors, pr
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.text_part import auto_class, text_part
 from circuit_tracer.models.tokenization import TOKENIZER_ADVICE, check_tokenizer, special_words
+from circuit_tracer.progress import doing
 
 DTYPES = {
     "float32": torch.float32,
@@ -120,7 +121,7 @@ def load_language_model(
     if options.get("attn_implementation", "eager") not in _OWN_ATTENTION:
         del options["attn_implementation"]  # a trace brings its own attention
     source = pretrained_source(model_name, options.pop("revision", None))
-    with library_errors(model_name):
+    with library_errors(model_name), doing("loading the model"):
         model = _load_model(source, device, dtype, options)
     if tokenizer is None:
         tokenizer = read_tokenizer(model_name, source, {name: options[name] for name in _WHERE if name in options})
@@ -157,7 +158,7 @@ def read_tokenizer(name: str | Path, source: Source, where: dict[str, Any] | Non
     """The tokenizer of a source. Raises InputError and FileFormatError."""
     from transformers import AutoTokenizer
 
-    with library_errors(name, "tokenizer of the model", TOKENIZER_ADVICE):
+    with library_errors(name, "tokenizer of the model", TOKENIZER_ADVICE), doing("loading the tokenizer"):
         tokenizer = AutoTokenizer.from_pretrained(
             source.name, **(where or {}), **source.options, trust_remote_code=False
         )

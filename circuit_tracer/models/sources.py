@@ -18,7 +18,7 @@ from circuit_tracer.errors import (
     UnsupportedModelError,
     first_line,
 )
-from circuit_tracer.files import read_json
+from circuit_tracer.files import near_names, read_json
 from circuit_tracer.hub_connection import ask_hub, why_offline
 from circuit_tracer.models.config import one_of
 
@@ -50,7 +50,7 @@ def pretrained_source(model_name: str | Path, revision: str | None = None) -> So
     path, text = Path(model_name).expanduser(), str(model_name)
     if path.suffix == ".gguf":
         if not path.is_file():
-            raise InputError(f"no GGUF file at {path}")
+            raise InputError(f"no GGUF file at {path}. {near_names(path) or 'Check the path.'}")
         return Source(str(path.parent), {"gguf_file": path.name})
     if not text or os.path.exists(path):
         if revision is not None:
@@ -59,7 +59,9 @@ def pretrained_source(model_name: str | Path, revision: str | None = None) -> So
             raise InputError(f"the folder {path} holds no config.json, so it is not a transformers model")
         return Source(str(path), {})
     if path.is_absolute() or text.startswith((".", "~")):
-        raise InputError(f"no language model at {path}: the path does not exist")
+        raise InputError(
+            f"no language model at {path}: the path does not exist. {near_names(path, folders=True) or 'Check it.'}"
+        )
     ask_hub()
     name, at, named = text.partition("@")
     if at and (not named or revision not in (None, named)):

@@ -14,6 +14,7 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.plain import float_dtypes
 from circuit_tracer.models.run import implementation
 from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.progress import doing
 
 # relative to the largest value: transformers rounds norms and softmax to float32 even in float64 models
 _TOLERANCE = {torch.float64: 1e-4, torch.float32: 1e-3, torch.bfloat16: 1e-1, torch.float16: 3e-2}
@@ -32,6 +33,7 @@ class DisagreementError(UnsupportedModelError):
 
 
 @plain_torch()
+@doing("checking the model")
 def verify(parts: ModelParts, n_tokens: int = 6) -> None:
     """Prove on a short prompt that (1) our capture equals the model's own pass, (2) the tokens' vectors are rows of the
     embedding, and (3) the frozen network replays the pass.
@@ -51,6 +53,7 @@ def verify(parts: ModelParts, n_tokens: int = 6) -> None:
 
 
 @plain_torch()
+@doing("checking the neurons")
 def verify_neurons(parts: ModelParts, n_tokens: int = 6) -> None:
     """Prove on a short prompt that the neurons of every layer (models/mlps.py) add up to its MLP's output.
 

@@ -16,7 +16,6 @@ import numpy as np
 import torch
 
 from circuit_tracer.arguments import require_seed, typed
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.classify.linear import LinearRule
 from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.extras import missing_extra
@@ -31,6 +30,7 @@ from circuit_tracer.probes.probe import FEATURES, Pool, Probe
 from circuit_tracer.probes.reading import Subject
 from circuit_tracer.probes.show import WIDTH, table_lines
 from circuit_tracer.probes.table import WORDS, Columns, Table, gather
+from circuit_tracer.progress import Progress, silent
 
 FEWEST_FOLDS = 3  # one to learn from, one to set thresholds on, one to test on
 

@@ -13,7 +13,6 @@ import numpy as np
 import torch
 
 from circuit_tracer.arguments import require_seed, typed
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.classify.folds import Array, group_draws
 from circuit_tracer.errors import InputError
 from circuit_tracer.probes.compare import draws_of
@@ -22,6 +21,7 @@ from circuit_tracer.probes.examples import Example
 from circuit_tracer.probes.probe import Probe
 from circuit_tracer.probes.reading import Scored, Subject, score_texts, tokens_of
 from circuit_tracer.probes.table import groups_of
+from circuit_tracer.progress import Progress, silent
 
 
 @dataclass(frozen=True)

@@ -23,12 +23,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.classify.folds import Array
 from circuit_tracer.errors import InputError
 from circuit_tracer.probes.examples import Example
 from circuit_tracer.probes.probe import Pool
 from circuit_tracer.probes.reading import Activations, Reads, Subject, Tokens, batches, pooled, read_batch, tokens_of
+from circuit_tracer.progress import Progress, silent
 from circuit_tracer.transcoders.random_dictionary import RandomDictionary
 
 Columns = Literal["stream", "features", "both"]

@@ -7,8 +7,9 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TypeVar
 
-from circuit_tracer.errors import InputError
+from circuit_tracer.errors import InputError, first_line
 from circuit_tracer.hub_connection import ask_hub, why_offline
+from circuit_tracer.progress import doing, told
 from circuit_tracer.transcoders.references import HubReference, parse_hub_uri
 
 Result = TypeVar("Result")
@@ -69,8 +70,7 @@ def list_files(reference: HubReference) -> list[str]:
 def download_files(reference: HubReference, names: Iterable[str]) -> Path:
     """Local folder with the files ``names`` of the folder ``reference``; several are fetched at a time."""
     listed = list(names)
-    with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-        paths = list(pool.map(lambda name: download_file(reference, name), listed))
+    paths = _several(lambda name: download_file(reference, name), listed)
     return paths[0].parents[listed[0].count("/")]
 
 
@@ -86,9 +86,18 @@ def download_uris(uris: Iterable[str]) -> list[Path]:
     """Local paths of `hf://` files, in order; several at a time, each once."""
     listed = list(uris)
     unique = list(dict.fromkeys(listed))
-    with ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
-        paths = dict(zip(unique, pool.map(lambda uri: download_file(parse_hub_uri(uri)), unique), strict=True))
+    paths = dict(zip(unique, _several(lambda uri: download_file(parse_hub_uri(uri)), unique), strict=True))
     return [paths[uri] for uri in listed]
+
+
+def _several(fetch: Callable[[str], Path], names: list[str]) -> list[Path]:
+    """Several at a time, in order."""
+    paths: list[Path] = []
+    with told() as progress, ThreadPoolExecutor(_PARALLEL_DOWNLOADS) as pool:
+        for path in pool.map(fetch, names):
+            paths.append(path)
+            progress("downloading files", len(paths), len(names))
+    return paths
 
 
 def _asking(reference: HubReference, what: str, ask: Callable[[], Result]) -> Result:
@@ -100,9 +109,10 @@ def _asking(reference: HubReference, what: str, ask: Callable[[], Result]) -> Re
         RevisionNotFoundError,
     )
 
-    ask_hub()
     try:
-        return ask()
+        with doing(f"getting {what} from the hub"):
+            ask_hub()
+            return ask()
     except GatedRepoError as error:
         advice = "the repository is gated: accept its terms on huggingface.co and log in with `hf auth login`"
         raise _failure(reference, what, advice) from error
@@ -111,7 +121,7 @@ def _asking(reference: HubReference, what: str, ask: Callable[[], Result]) -> Re
     except RevisionNotFoundError as error:
         raise _failure(reference, what, f"there is no revision {reference.revision!r}") from error
     except LocalEntryNotFoundError as error:
-        why = why_offline() or "the hub cannot be reached"
+        why = why_offline() or f"the hub cannot be reached ({first_line(error.__cause__ or error)})"
         advice = f"{why}, and the file is not in its cache: connect, or give a local folder"
         raise _failure(reference, what, advice) from error
     except EntryNotFoundError as error:

@@ -15,6 +15,7 @@ import torch
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.files import locked, require_writable_folder
 from circuit_tracer.files.tensors import open_tensor_file
+from circuit_tracer.progress import doing
 from circuit_tracer.transcoders import cache, hub, locate
 from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.building import NO_TRANSCODER, build, build_layer, with_arguments
@@ -38,6 +39,7 @@ Device = torch.device | str | None
 CLT_HOOKS = ("hook_resid_mid", "hook_mlp_out")  # circuit-tracer's defaults
 
 
+@doing("loading the dictionary")
 def load_dictionary(
     hf_ref: str | Path,
     device: Device = None,

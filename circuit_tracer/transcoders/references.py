@@ -12,6 +12,7 @@ from typing import NamedTuple
 from urllib.parse import parse_qs, urlparse
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.files import near_names
 from circuit_tracer.transcoders.selection import Selection, parse_selection, selection_text, split_selection
 
 ALIASES = {
@@ -81,7 +82,9 @@ def _place(text: str, is_path: bool) -> Path | HubReference:
     if os.path.isfile(path):
         raise InputError(f"{path} is a file; give the folder of the transcoder's files.")
     if is_path or path.is_absolute() or text.startswith((".", "~", "\\")):
-        raise InputError(f"no such folder: {path}. Give an existing folder, or org/repo of the Hugging Face hub.")
+        raise InputError(
+            f"no such folder: {path}. {near_names(path, folders=True) or 'Give an existing folder, or org/repo of the hub.'}"
+        )
     text = ALIASES.get(text, text)
     return parse_hub_uri(text) if text.startswith("hf://") else _parse_hub_name(text)
 
@@ -105,8 +108,9 @@ def _checked(parts: list[str], revision: str | None, text: str) -> HubReference:
     # Parts become folder names in the cache: `..` and the like must not pass.
     bad_revision = revision is not None and not all(map(_PART.fullmatch, revision.split("/")))
     if len(parts) < 2 or not all(map(_PART.fullmatch, parts)) or bad_revision:
+        near = near_names(text, folders=True) if len(parts) == 1 else ""
         raise InputError(
-            f"{text!r} is neither an existing folder nor a hub name. "
+            f"{text!r} is neither an existing folder nor a hub name. {near}{' ' * bool(near)}"
             f"Expected org/repo[/sub/folder][@revision][:facet=value], a folder, or one of: {', '.join(ALIASES)}."
         )
     return HubReference("/".join(parts[:2]), "/".join(parts[2:]) or None, revision)

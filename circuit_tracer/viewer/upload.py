@@ -8,7 +8,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.errors import FileFormatError, InputError
 from circuit_tracer.features.export import upload_batches
 from circuit_tracer.features.folder import FeatureFolder
@@ -16,6 +15,7 @@ from circuit_tracer.graph.files.validate import MIN_UPLOAD_BYTES, upload_size_pr
 from circuit_tracer.graph.files.view import View
 from circuit_tracer.http import RefusedRequest, request
 from circuit_tracer.neuronpedia import Neuronpedia, refused
+from circuit_tracer.progress import Progress, silent
 
 Place = tuple[int, int]
 

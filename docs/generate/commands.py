@@ -73,7 +73,8 @@ def _index(root: Any, context: Any, every: dict[Any, Any]) -> str:
         "",
         "## Every command",
         "",
-        "Each command takes `--debug` and `--help`; the first three are of the program.",
+        "Each command takes `--verbose` (progress at once, also in a pipe), `--debug` and `--help`; the first three are of the "
+        "program.",
     ]
     return "\n".join([*lines, "", *table(HEADINGS, _rows(root, context, left_out=()))]) + "\n"
 
@@ -102,7 +103,9 @@ def _section(command: Any, parent: Any, name: str) -> list[str]:
     return [*lines, "", *table(HEADINGS, rows)] if rows else lines
 
 
-def _rows(command: Any, context: Any, left_out: tuple[str, ...] = ("--debug", "--help")) -> list[list[str]]:
+def _rows(
+    command: Any, context: Any, left_out: tuple[str, ...] = ("--verbose", "--debug", "--help")
+) -> list[list[str]]:
     """A row an argument or option, but for those of every command."""
     shown = [each for each in command.get_params(context) if not set(left_out) & set(each.opts)]
     return [_row(each, record) for each in shown if (record := each.get_help_record(context))]

@@ -9,9 +9,9 @@ import torch
 
 from circuit_tracer.attribution import prompt, row_blocks, selection
 from circuit_tracer.attribution.attribute import attribute
-from circuit_tracer.attribution.progress import silent
 from circuit_tracer.attribution.row_blocks import split_rows
 from circuit_tracer.graph.graph import Graph
+from circuit_tracer.progress import silent
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders import encoding
 from tests.support.tracing_cases import IDS, Case, assert_equal, build

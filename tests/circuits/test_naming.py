@@ -196,6 +196,11 @@ def test_titles_tell_groups_apart_and_say_what_unnamed_ones_are() -> None:
     assert found[3].startswith("error L0 at “")
     assert found[4:] == ["“<bos>”", '“"tok0"”']
 
+    position = GRAPH.nodes.position[: layout.n_features].tolist()
+    here = [node for node, place in enumerate(position) if place == position[0]][:4]
+    pairs = [Supernode("", "detects", tuple(IDS[node] for node in pair)) for pair in (here[:2], here[2:])]
+    assert all(title.count(" at ") == 1 for title in titles(GRAPH, Grouping(tuple(pairs))))  # where it stands, once
+
 
 class Moved(FeatureFolder):
     """The demo's records of features that are active often, as those of other features."""

@@ -55,6 +55,12 @@ def test_other_dictionaries_beside_the_transcoders(
     assert list(graph.provenance["attention"]["nmse"]) == ["1"]
     feature = next(row for row in graph.active_features.tolist() if row[2] >= graph.parts[2].first)
     said = f"{feature[0]}/{feature[2]}@{feature[1]}"
+    same = run("compare", tmp_path / "out.safetensors", tmp_path / "out.safetensors", "--node-threshold", 1, "--json")
+    for node in same.json["nodes"]:
+        if node["kind"] == "feature":
+            part = next(each for each in reversed(graph.parts) if node["feature"] >= each.first)
+            assert node["label"] == f"{part.name} L{node['layer']}/{node['feature'] - part.first}"
+    assert {"error", "error of attention"} <= {node["label"] for node in same.json["nodes"]}
     edited = run("intervene", *given[:-2], "-p", "the capital of Texas is", "--ablate", said)
     assert edited.code == 0, edited.err
 

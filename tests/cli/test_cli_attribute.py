@@ -252,7 +252,7 @@ def test_defaults_are_those_of_python(folders: Folders) -> None:
 
 BAD = {
     "no transcoders": (["-p", PROMPT, "-o", "g.pt"], "-t"),
-    "transcoders and demo": (["-t", "T", "--demo", "-p", PROMPT, "-o", "g.pt"], "not both"),
+    "transcoders and demo": (["-t", "T", "--demo", "-p", PROMPT, "-o", "g.pt"], "leave one out"),
     "no prompt": (["-t", "T", "-o", "g.pt"], "--prompt"),
     "two prompts": (["-t", "T", "-p", PROMPT, "--prompt-file", "f", "-o", "g.pt"], "--prompt-file"),
     "no output": (["-t", "T", "-p", PROMPT], "-o"),

@@ -9,6 +9,11 @@ from pathlib import Path
 
 import pytest
 
+from circuit_tracer.cli.completion import DICTIONARIES, SITES, graphs, words
+from circuit_tracer.interventions.patching.patching import SITES as PATCHED
+from circuit_tracer.transcoders.neurons import NEURONS
+from circuit_tracer.transcoders.references import ALIASES
+
 SCRIPT = """
 import sys
 from circuit_tracer.cli.main import main
@@ -47,10 +52,25 @@ def completed(line: str) -> list[str]:
         ("circuit-tracer attribute --dtype bf", ["bfloat16", "bf16"]),
         ("circuit-tracer features bu", ["build"]),
         ("circuit-tracer train --pl", ["--plan"]),
+        ("circuit-tracer train smo", ["smollm2-135m"]),
     ],
 )
 def test_tab(line: str, expected: list[str]) -> None:
     assert completed(line) == expected
+
+
+def test_values(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in ("g.safetensors", "g.json", "g.txt", ".g.pt"):
+        (tmp_path / name).touch()
+    assert graphs("") == graphs("g") == ["g.json", "g.safetensors"]
+    assert graphs(f"{tmp_path}/g.s") == [f"{tmp_path}/g.safetensors"]
+    (tmp_path / "graphs").mkdir()
+    assert graphs("g") == graphs("nowhere/") == []  # the shell goes into folders by itself
+    assert words("one", "two")("") == []  # and shows files
+    assert words("resid", "mlp_out", several=True)("resid,m") == ["resid,mlp_out"]
+    assert {*DICTIONARIES} == {NEURONS, *ALIASES}
+    assert {*SITES} == {*PATCHED, "none"}
 
 
 @pytest.mark.parametrize("name", ["bash", "zsh", "fish"])

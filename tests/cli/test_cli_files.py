@@ -78,26 +78,43 @@ def test_prune_needs_both_viewer_flags(traced: Path, run: Run) -> None:
 
 @pytest.mark.parametrize("name", ["g.pt", "g.safetensors", "g.graphml"])
 def test_graphs_convert_there_and_back(traced: Path, run: Run, tmp_path: Path, name: str) -> None:
-    outcome = run("convert", traced, tmp_path / name)
+    outcome = run("convert", traced, "-o", tmp_path / name)
     assert outcome.code == 0, outcome.err
-    assert run("convert", tmp_path / name, tmp_path / "back.safetensors").code == 0
+    assert run("convert", tmp_path / name, "-o", tmp_path / "back.safetensors").code == 0
     before, after = Graph.load(traced), Graph.load(tmp_path / "back.safetensors")
     assert torch.equal(before.edges.source, after.edges.source)
     assert torch.equal(before.edges.weight, after.edges.weight)
 
 
 def test_node_link_json(traced: Path, run: Run, tmp_path: Path) -> None:
-    outcome = run("convert", traced, tmp_path / "g.json", "--to", "node-link")
+    outcome = run("convert", traced, "-o", tmp_path / "g.json", "--to", "node-link")
     assert outcome.code == 0, outcome.err
     assert torch.equal(read_graph(tmp_path / "g.json").edges.weight, Graph.load(traced).edges.weight)
 
 
 def test_json_is_the_viewers_by_default(traced: Path, run: Run, tmp_path: Path) -> None:
-    assert run("convert", traced, tmp_path / "g.json").code == 0
+    assert run("convert", traced, "-o", tmp_path / "g.json").code == 0
     assert json.loads((tmp_path / "g.json").read_text())["metadata"]["slug"] == "g"
-    outcome = run("convert", tmp_path / "g.json", tmp_path / "h.safetensors")
+    outcome = run("convert", tmp_path / "g.json", "-o", tmp_path / "h.safetensors")
     assert outcome.code == 2
     assert "viewer's file" in outcome.err
+
+
+def test_what_is_not_there_is_said_with_names_that_are_near(run: Run, tmp_path: Path, traced: Path) -> None:
+    near = f"Did you mean {traced}?"
+    for words, said in (
+        (("info", traced.with_suffix(".safetensor")), near),
+        (("view", traced.with_stem("grahp")), f"no such file: {traced.with_stem('grahp')}. {near}"),
+        (("info", "no-such-thing"), "no file or folder no-such-thing here"),
+        (("info", tmp_path / "no" / "such.pt"), f"There is no folder {tmp_path / 'no'}"),
+        (("run", traced.with_suffix(".safetensor"), "--demo", "-o", tmp_path / "run"), near),
+        (("trace", "-p", "x"), "there is no command trace; circuit-tracer attribute does that"),
+    ):
+        outcome = run(*words)
+        assert outcome.code == 2
+        assert said in outcome.err
+    (tmp_path / "page.html").touch()
+    assert "was made of a graph and is none" in run("info", tmp_path / "page.html").err
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "<graphml>", "<a/>"])
@@ -105,19 +122,19 @@ def test_json_is_the_viewers_by_default(traced: Path, run: Run, tmp_path: Path) 
 def test_damaged_files_are_bad_input(run: Run, tmp_path: Path, content: str, suffix: str) -> None:
     path = tmp_path / f"bad{suffix}"
     path.write_text(content)
-    outcome = run("convert", path, tmp_path / "out.safetensors")
+    outcome = run("convert", path, "-o", tmp_path / "out.safetensors")
     assert outcome.code == 2, outcome.err
     assert "bad" in outcome.err
 
 
 def test_convert_names_the_endings_it_knows(traced: Path, run: Run, tmp_path: Path) -> None:
-    outcome = run("convert", traced, tmp_path / "g.xyz")
+    outcome = run("convert", traced, "-o", tmp_path / "g.xyz")
     assert outcome.code == 2
     assert ".graphml" in outcome.err
 
 
 def test_transcoders_become_native(folders: Folders, run: Run, tmp_path: Path) -> None:
-    outcome = run("convert", folders.transcoder, tmp_path / "native")
+    outcome = run("convert", folders.transcoder, "-o", tmp_path / "native")
     assert outcome.code == 0, outcome.err
     before, _ = load_transcoder_from_hub(folders.transcoder, device="cpu", lazy_decoder=False)
     after, config = load_transcoder_from_hub(str(tmp_path / "native"), device="cpu", lazy_decoder=False)
@@ -131,7 +148,7 @@ def test_info_of_a_graph(traced: Path, run: Run, tmp_path: Path) -> None:
     assert outcome.code == 0, outcome.err
     assert outcome.json["what"] == "graph"
     assert outcome.json["active_features"] == len(as_graph(traced).active_features)
-    assert run("convert", traced, tmp_path / "view.json").code == 0
+    assert run("convert", traced, "-o", tmp_path / "view.json").code == 0
     assert run("info", tmp_path / "view.json", "--json").json["slug"] == "view"
     assert "targets" in run("info", traced).out
 
@@ -206,7 +223,7 @@ def test_what_is_called_like_a_graph_is_not_taken_for_a_hub_id(
 ) -> None:
     if name == "pipe":
         os.mkfifo(tmp_path / name)
-    out = [tmp_path / "out.pt"] if command == "convert" else []
+    out = ["-o", tmp_path / "out.pt"] if command == "convert" else []
     outcome = run(command, tmp_path / name, *out)
     assert outcome.code == 2
     assert said in outcome.err

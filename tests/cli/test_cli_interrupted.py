@@ -145,7 +145,7 @@ def test_a_name_that_is_taken_is_not_replaced_unasked(
     path = tmp_path / "v" / "s.json"
     assert run(*trace, *place).code == 0
     before = path.read_bytes()
-    for command in ((*trace, *place), ("prune", traced, *place), ("convert", traced, path)):
+    for command in ((*trace, *place), ("prune", traced, *place), ("convert", traced, "-o", path)):
         refused = run(*command)
         assert refused.code == 2
         assert "--overwrite" in refused.err
@@ -167,7 +167,7 @@ def test_groups_made_by_hand_move_to_the_new_graph(
     path = tmp_path / "v" / "s.json"
     place = ("--slug", "s", "--graph-file-dir", tmp_path / "v", "--overwrite")
     words = {"attribute": (*trace, *place), "prune": ("prune", traced, *place)}
-    words["convert"] = ("convert", traced, path, "--overwrite")
+    words["convert"] = ("convert", traced, "-o", path, "--overwrite")
     (tmp_path / "v").mkdir()
     assert run(*words[command]).code == 0
     members = grouped(path)
@@ -214,7 +214,7 @@ def test_a_page_that_could_show_nothing_is_not_written(
     run: Run, traced: Path, tmp_path: Path, broken: Callable[[Any], Any], said: str
 ) -> None:
     path = tmp_path / "g.json"
-    assert run("convert", traced, path).code == 0
+    assert run("convert", traced, "-o", path).code == 0
     document = json.loads(path.read_text())
     for name in ("digest", "graph_digest"):  # what was changed by hand has none
         document["metadata"].pop(name, None)
@@ -227,7 +227,7 @@ def test_a_page_that_could_show_nothing_is_not_written(
 
 
 def test_prune_of_a_viewers_file_says_what_to_give(run: Run, traced: Path, tmp_path: Path) -> None:
-    assert run("convert", traced, tmp_path / "graph.json").code == 0
+    assert run("convert", traced, "-o", tmp_path / "graph.json").code == 0
     assert f"Give the one that it was made from: {traced}" in run("prune", tmp_path / "graph.json").err
     (tmp_path / "graph.json").rename(tmp_path / "alone.json")
     assert "attribute ... -o alone.safetensors" in run("prune", tmp_path / "alone.json").err
@@ -242,7 +242,7 @@ def test_what_convert_would_ignore_is_refused(run: Run, traced: Path, folders: F
         ((traced, tmp_path / "out.safetensors", "--node-threshold", 0.5), "--node-threshold"),
         ((folders.transcoder, tmp_path / "t", "--view", "http://x/?pinnedIds=1_2_3"), "--view"),
     ):
-        refused = run("convert", *arguments)
+        refused = run("convert", arguments[0], "-o", *arguments[1:])
         assert refused.code == 2, refused.out
         assert said in refused.err
     assert not out.exists()

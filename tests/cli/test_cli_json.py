@@ -84,8 +84,9 @@ def test_plans_and_settings_of_a_training_are_lines(run: Run, folders: Folders, 
     assert printed.json["run"]["out"] == str(tmp_path / "run")
 
 
-def test_a_graph_that_is_converted_is_named(run: Run, traced: Path, tmp_path: Path) -> None:
-    assert run("convert", traced, tmp_path / "g.json", "--json").json == {"files": [str(tmp_path / "g.json")]}
+def test_a_file_for_viewers_is_named_and_told(run: Run, traced: Path, tmp_path: Path) -> None:
+    pruned = run("prune", traced, "--slug", "g", "--graph-file-dir", tmp_path, "--json")
+    assert pruned.json["files"] == [str(tmp_path / "g.json")]
     assert run("info", tmp_path / "g.json", "--json").json["what"] == "graph file for viewers"
 
 

@@ -45,8 +45,11 @@ NAMES = (
 @pytest.mark.parametrize(
     ("options", "said"),
     [
-        ((), "name the transcoders with -t, or use --demo for the model that ships with the package (not both)"),
-        (("-t", "T", "--demo"), "(not both)"),
+        (
+            (),
+            "name the transcoders with -t (folder, hub id, or neurons with -m MODEL), or use --demo for the small model",
+        ),
+        (("-t", "T", "--demo"), "--demo brings its own model and transcoder, and -t names T: leave one out"),
         (("--demo", "-m", "M"), "--demo brings its own model"),
         (("--demo", "--revision", "v1"), "leave it out"),
         (("--demo", "--device", "cuda"), "leave --device cuda out"),
@@ -131,6 +134,6 @@ def test_a_revision_of_the_model_is_asked_for(
 
 def test_the_demos_model_is_traced_by_neurons_without_its_transcoders_labels() -> None:
     chosen = ModelOptions(transcoder_set="neurons", demo=True)
-    assert (chosen.model, chosen.transcoder_set, chosen.demo) == (MODEL, "neurons", False)
-    with pytest.raises(InputError, match="not both"):
+    assert (chosen.model_name({}), chosen.transcoders, chosen.shipped) == (MODEL, "neurons", False)
+    with pytest.raises(InputError, match="-m names another: leave one out"):
         ModelOptions(transcoder_set="neurons", demo=True, model="another")

@@ -148,8 +148,8 @@ def test_attribute_on_the_demo_model(run: Run) -> None:
 def test_demo_train_uses_the_shipped_seeds_unless_told(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
     calls: list[dict[str, int]] = []
     monkeypatch.setattr("circuit_tracer.demo.recipe.train", lambda folder, **seeds: calls.append(seeds))
-    assert run("demo", "train", "folder").code == 0
-    assert run("demo", "train", "folder", "--seed", 3, "--transcoder_seed", 4).code == 0
+    assert run("demo", "train", "-o", "folder").code == 0
+    assert run("demo", "train", "-o", "folder", "--seed", 3, "--transcoder_seed", 4).code == 0
     assert calls == [{}, {"seed": 3, "transcoder_seed": 4}]
 
 

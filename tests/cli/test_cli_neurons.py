@@ -36,6 +36,9 @@ def test_a_trace_names_neurons_by_number_and_sign(folders: Folders, run: Run, tm
     for layer, position, index in graph.active_features.tolist():
         if (node := f"{layer}_{index}_{position}") in names:
             assert names[node] == f"L{layer} neuron {index // 2}{'-' if index % 2 else '+'}"
+    grouped = run("group", tmp_path / "g.safetensors").out
+    assert "  others   other neurons L" in grouped
+    assert "  error  " not in grouped
     left = [node["clerp"] for node in document["nodes"] if node["feature_type"] == "mlp reconstruction error"]
     assert left
     assert set(left) == {"other neurons"}

@@ -104,3 +104,7 @@ def test_several_processes_write_one_graph(folders: Folders, run: Run, tmp_path:
         one, two = (read_graph(tmp_path / folder / name) for folder in ("one", "two"))
         assert torch.equal(one.selected_features, two.selected_features)
         torch.testing.assert_close(two.edges.to_dense(), one.edges.to_dense(), rtol=1e-4, atol=1e-6)
+
+
+def test_the_demos_prompt_is_planned_where_none_is_given(run: Run) -> None:
+    assert run("plan", "--demo").out.startswith("9 tokens")

@@ -106,7 +106,16 @@ def test_what_is_refused_is_said_before_or_after(
 def test_an_exported_file_is_uploaded_as_it_is(uploads: Uploads, demo_graph: Graph, tmp_path: Path) -> None:
     demo_graph.save(tmp_path / "g.safetensors")
     exported = tmp_path / "mine.json"
-    arguments = ["convert", str(tmp_path / "g.safetensors"), str(exported), "--for", "neuronpedia", "--scan", MODEL]
+    arguments = [
+        "convert",
+        str(tmp_path / "g.safetensors"),
+        "-o",
+        str(exported),
+        "--for",
+        "neuronpedia",
+        "--scan",
+        MODEL,
+    ]
     made = CliRunner().invoke(app, [*arguments, "--labels", FEATURES])
     assert made.exit_code == 0, made.output
     assert run(exported).exit_code == 0

@@ -36,8 +36,10 @@ from circuit_tracer.circuits.supernodes import Grouping, Role, Supernode, member
 from circuit_tracer.features.labels import WORDS, read_totals, shown_token
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import node_influence
+from circuit_tracer.progress import doing
 
 
+@doing("naming groups")
 def name_groups(
     graph: Graph,
     grouping: Grouping,

@@ -26,7 +26,7 @@ def titles(graph: Graph, grouping: Grouping) -> list[str]:
     for tell in (_at, _layers):
         again = Counter(found)
         found = [
-            f"{title} {tell(graph, nodes)}" if again[title] > 1 else title
+            f"{title} {told}" if again[title] > 1 and not title.endswith(told := tell(graph, nodes)) else title
             for title, nodes in zip(found, members, strict=True)
         ]
     seen: Counter[str] = Counter()

@@ -26,9 +26,11 @@ from circuit_tracer.graph.words import is_of_neurons
 from circuit_tracer.interventions.validation.groups import RANDOM_GROUPS, measure_groups
 from circuit_tracer.interventions.validation.target_reads import MEASURES
 from circuit_tracer.models.surroundings import fitting_threads
+from circuit_tracer.progress import doing
 
 
 @typed
+@doing("telling")
 def tell(
     graph: Graph,
     model: Traceable | None,

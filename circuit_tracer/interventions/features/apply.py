@@ -34,6 +34,7 @@ from circuit_tracer.interventions.heads.visits import head_visits
 from circuit_tracer.models.run import ModelRun, Visit
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
+from circuit_tracer.progress import doing
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -55,6 +56,7 @@ class Experiment:
 
 
 @typed
+@doing("intervening")
 def apply_edits(
     model: Traceable,
     prompt: Prompt | Graph | CleanRun,

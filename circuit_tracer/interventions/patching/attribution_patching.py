@@ -36,6 +36,7 @@ from circuit_tracer.interventions.patching.table import Mode, PatchTable
 from circuit_tracer.models.run import Place
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
+from circuit_tracer.progress import each_of
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -116,7 +117,7 @@ def mean_gradients(pair: Pair, sites: set[str], steps: int) -> dict[Place, Tenso
     parts = pair.model.parts
     inputs = [kept_activations(parts, ids, [FIRST[0]])[FIRST] for ids in (pair.base, pair.donor)]
     total: dict[Place, Tensor] = {}
-    for step in range(steps):
+    for step in each_of("gradients", range(steps)):
         start_1PD = torch.lerp(inputs[0], inputs[1], step / steps)[None].requires_grad_()
         live: dict[Place, Tensor] = {}
 

@@ -39,6 +39,7 @@ from circuit_tracer.interventions.patching.table import Mode, PatchTable
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
+from circuit_tracer.progress import each_of
 
 if TYPE_CHECKING:
     from circuit_tracer.attribution.traceable import Traceable
@@ -110,7 +111,7 @@ def _measure(pair: Pair, patches: list[Patch], batch_size: int) -> Tensor:
     start = pair.first_difference
     moving = [number for number, patch in enumerate(patches) if patch.position < 0 or patch.position >= start]
     donor = kept_activations(parts, pair.donor, {SITES[patches[number].site] for number in moving})
-    for first in range(0, len(moving), batch_size):
+    for first in each_of("patching", range(0, len(moving), batch_size)):
         batch = moving[first : first + batch_size]
         chosen = [patches[number] for number in batch]
 

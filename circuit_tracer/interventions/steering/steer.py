@@ -30,6 +30,7 @@ from circuit_tracer.models.capture import check_length, logits_at
 from circuit_tracer.models.run import Output, Visit, in_turn
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.models.tokenization import Prompt
+from circuit_tracer.progress import each_of
 from circuit_tracer.transcoders.lorsa import Lorsa
 
 if TYPE_CHECKING:
@@ -226,7 +227,7 @@ def _generate(
     stream = TextStream(model.tokenizer, prompt, sampling.stop, on_text)
     ends, ids, past, kept = _end_ids(model), prompt, None, []
     finish: Literal["length", "end", "stop"] = "length"
-    for _ in range(sampling.max_new_tokens):
+    for _ in each_of("writing tokens", range(sampling.max_new_tokens)):
         (final,), past = _step(model, ids, plan, past, cache, watcher)
         logits = logits_at(model.parts, require_finite(final)[-1:])[0]
         kept += [logits.cpu()] if keep_logits else []

@@ -26,6 +26,7 @@ from circuit_tracer.interventions.heads.visits import holding_heads
 from circuit_tracer.interventions.validation.target_reads import Seen, TargetReads
 from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.run import Visit, in_turn
+from circuit_tracer.progress import told
 
 WINDOW = 3  # layers whose MLPs are held in the condition "window": the source's own and the next two, as in the paper
 
@@ -143,14 +144,16 @@ class Bench:
         by_range: dict[range, list[int]] = {}
         for number, sources in enumerate(experiments):
             by_range.setdefault(condition.layers(sources.first_layer, self.n_layers), []).append(number)
-        for layers, numbers in by_range.items():
-            freeze = self.freeze(layers, condition.freeze_attention, condition.freeze_norms)
-            for start in range(0, len(numbers), self.batch_size):
-                batch = numbers[start : start + self.batch_size]
-                seeing = {} if look is None else look(batch)
-                readings = self._pass([experiments[number] for number in batch], freeze, seeing)
-                for place, number in enumerate(batch):
-                    found[number] = Readings(*(column[place : place + 1] for column in readings))
+        with told() as progress:
+            for layers, numbers in by_range.items():
+                freeze = self.freeze(layers, condition.freeze_attention, condition.freeze_norms)
+                for start in range(0, len(numbers), self.batch_size):
+                    batch = numbers[start : start + self.batch_size]
+                    seeing = {} if look is None else look(batch)
+                    readings = self._pass([experiments[number] for number in batch], freeze, seeing)
+                    for place, number in enumerate(batch):
+                        found[number] = Readings(*(column[place : place + 1] for column in readings))
+                    progress("taking nodes out", sum(each is not None for each in found), len(found))
         return Readings(*(torch.cat(column) for column in zip(*(each for each in found if each), strict=True)))
 
     def freeze(self, layers: Sequence[int], attention: bool, norms: bool) -> Freeze:

@@ -17,7 +17,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.progress import Progress
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.influence import row_mass
 from circuit_tracer.graph.pruning import PruneResult
@@ -25,6 +24,7 @@ from circuit_tracer.graph.validation import EdgeRows, Effects, NodeRows
 from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources
 from circuit_tracer.interventions.validation.prediction import influences, path_effects
 from circuit_tracer.interventions.validation.statistics import agreement, mean, spearman
+from circuit_tracer.progress import Progress
 
 CONDITIONS = (
     Condition("constrained", "all", freeze_attention=True, freeze_norms=True),

@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 import torch
 
 from circuit_tracer.arguments import require_seed, typed
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import InputError
 from circuit_tracer.graph.graph import Graph
@@ -39,6 +38,7 @@ from circuit_tracer.interventions.validation.statistics import mean
 from circuit_tracer.interventions.validation.target_reads import measurable_targets
 from circuit_tracer.interventions.validation.verdict import ERRORS, distrust, verdict
 from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.progress import Progress, silent
 from circuit_tracer.transcoders.base import Transcoders
 
 

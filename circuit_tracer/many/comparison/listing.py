@@ -7,8 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from circuit_tracer.graph.nodes import KIND_NAMES, NodeKind
+from circuit_tracer.graph.nodes import ATTENTION_ERROR, KIND_NAMES, NodeKind
 from circuit_tracer.graph.pruning import PruneResult
+from circuit_tracer.graph.words import feature_name, is_of_neurons, left_over
 from circuit_tracer.many.comparison.account import Account
 from circuit_tracer.many.comparison.alignment import Aligned, Alignment
 from circuit_tracer.many.comparison.schema import In, Link, Node
@@ -112,11 +113,19 @@ def _labels(aligned: Alignment) -> Callable[[int, int, int, str], str | None]:
     """What nodes are called: features as the graphs' labels have it, tokens and targets by their texts."""
     texts: dict[str, str] = {}
     features: dict[tuple[int, int], str] = {}
+    first = aligned.a.graph
+    told_apart = is_of_neurons(first) or len(first.parts) > 1  # then a number alone says little
     for graph in (aligned.b.graph, aligned.a.graph):
         layout, ids = graph.nodes.layout, graph.nodes.ids()
         texts |= dict(zip(ids[layout.tokens], graph.token_texts, strict=True))
         texts |= dict(zip(ids[layout.targets], graph.targets.label, strict=True))
         features |= graph.labels
-    return lambda kind, layer, feature, name: (
-        features.get((layer, feature)) if kind == NodeKind.FEATURE else texts.get(name)
-    )
+
+    def called(kind: int, layer: int, feature: int, name: str) -> str | None:
+        if kind == NodeKind.FEATURE:
+            return features.get((layer, feature)) or (feature_name(first, layer, feature) if told_apart else None)
+        if kind == NodeKind.ERROR and told_apart:
+            return "error of attention" if feature == ATTENTION_ERROR else left_over(first)
+        return texts.get(name)
+
+    return called

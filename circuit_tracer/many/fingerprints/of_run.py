@@ -19,6 +19,7 @@ from circuit_tracer.many.fingerprints.predict import Prediction
 from circuit_tracer.many.runs.manifest import read_manifest
 from circuit_tracer.many.runs.opened import Run
 from circuit_tracer.many.runs.opening import open_model
+from circuit_tracer.many.runs.store import Store
 from circuit_tracer.many.runs.tracing import trace_rows
 from circuit_tracer.replacement_model import ReplacementModel
 
@@ -93,25 +94,25 @@ def evidence_of(
     )
 
 
-def write_fingerprints(run: Run, found: Matrix) -> str:
-    """`fingerprints/fingerprints.parquet` in the run's folder, a row a graph.
+def write_fingerprints(place: Store, found: Matrix) -> str:
+    """`fingerprints/fingerprints.parquet`, a row a graph.
 
     Args:
-        run: The run (`open_run`).
+        place: Where: `run.store`, or another.
         found: Of `matrix_of`.
 
     Returns:
         The path or address.
     """
-    return _write(run, "fingerprints", found)
+    return _write(place, "fingerprints", found)
 
 
-def write_prediction(run: Run, evidence: Evidence, found: Prediction) -> list[str]:
+def write_prediction(place: Store, evidence: Evidence, found: Prediction) -> list[str]:
     """What was predicted, beside what from: `prediction.json`; the score of each row by each predictor, `scores.parquet`; the
     tables of the evidence.
 
     Args:
-        run: The run (`open_run`).
+        place: Where: `run.store`, or another.
         evidence: Of `evidence_of`.
         found: Of `predict`.
 
@@ -127,14 +128,14 @@ def write_prediction(run: Run, evidence: Evidence, found: Prediction) -> list[st
         "logits": evidence.logits,
         "scores": Matrix(ids, list(scores), values),
     }
-    written = [_write(run, name, table) for name, table in tables.items()]
+    written = [_write(place, name, table) for name, table in tables.items()]
     name = f"{FOLDER}/prediction.json"
-    run.store.write(name, (json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
-    return [*written, run.store.where(name)]
+    place.write(name, (json.dumps(found.to_json(), indent=1, ensure_ascii=False) + "\n").encode())
+    return [*written, place.where(name)]
 
 
-def _write(run: Run, name: str, found: Matrix) -> str:
+def _write(place: Store, name: str, found: Matrix) -> str:
     file = f"{FOLDER}/{name}.parquet"
     columns = {each: found.values[:, at] for at, each in enumerate(found.names)}
-    run.store.write(file, table_bytes({"id": np.array(found.ids, dtype=object), **columns}))
-    return run.store.where(file)
+    place.write(file, table_bytes({"id": np.array(found.ids, dtype=object), **columns}))
+    return place.where(file)

@@ -15,7 +15,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.progress import Progress, silent
 from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.attribution.traceable import Traceable
 from circuit_tracer.errors import CompatibilityError, InputError
@@ -25,6 +24,7 @@ from circuit_tracer.models.run import fast_attention
 from circuit_tracer.models.sites import width_at
 from circuit_tracer.models.sources import public_name
 from circuit_tracer.models.surroundings import plain_torch
+from circuit_tracer.progress import Progress, silent
 from circuit_tracer.training.evaluation.activations import Activations, ModelActivations
 from circuit_tracer.training.evaluation.graphs import Named, score_graphs
 from circuit_tracer.training.evaluation.passes import StandIn
