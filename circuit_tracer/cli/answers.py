@@ -609,11 +609,13 @@ class TokenMoved(Line):
 
 
 class FeatureMoved(Line):
-    """A feature before and after."""
+    """A feature before and after, at what token, and what it is called if that is known."""
 
     layer: int
     position: int | None
     feature_idx: int
+    token: str
+    label: str | None
     before: float
     after: float
 
