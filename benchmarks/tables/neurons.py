@@ -43,6 +43,11 @@ def cost(record: Record) -> list[str]:
 
 def ablation(record: Record) -> list[str]:
     """Correlations of what is predicted with what is measured."""
+    said = [
+        "RelP is how graphs of neurons are made: each activation function is held at its ratio of output to input. A gradient",
+        "takes its slope instead. Each predicts what patching and ablating does; Pearson and rank correlation of the two:",
+        "",
+    ]
     head = ["model", "changed", "RelP: Pearson, rank", "gradient: Pearson, rank"]
     rows = []
     for name, found in record["models"].items():
@@ -52,7 +57,7 @@ def ablation(record: Record) -> list[str]:
                 for method in ("RelP", "gradient")
             ]
             rows.append([f"{name}, {len(found['pairs'])} pairs", what, *cells])
-    return table(head, rows)
+    return [*said, *table(head, rows)]
 
 
 def agreement(record: Record) -> list[str]:

@@ -98,7 +98,7 @@ class Workplace:
         except NotThere:
             path = self.graphs.whole(name)
             if path is None:
-                raise
+                raise NotThere(f"no graph {name!r} is in this folder; list_graphs names those that are") from None
         key = name, path.stat().st_mtime_ns
         if self._made is None or self._made[0] != key:
             document = viewer_document(self.graphs.opened(name), labels=self.labels, slug=name)

@@ -609,7 +609,7 @@ class TokenMoved(Line):
 
 
 class FeatureMoved(Line):
-    """A feature before and after. token: of the prompt, at its position."""
+    """A feature before and after, at what token, and what it is called if that is known."""
 
     layer: int
     position: int | None

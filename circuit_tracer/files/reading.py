@@ -22,7 +22,15 @@ _LOOKED_AT = 5000  # names of a folder, at most
 
 
 def near_names(path: str | Path, folders: bool = False) -> str:
-    """What stands beside where nothing is, in words; "" where no name there is like it. folders: those count too."""
+    """What stands beside where nothing is, in words.
+
+    Args:
+        path: A path at which there is nothing.
+        folders: Folders are names too, not only files.
+
+    Returns:
+        A question or a remark; "" where no name there is like it.
+    """
     wanted = Path(path)
     try:
         there = {each.name: each for each in islice(wanted.parent.iterdir(), _LOOKED_AT)}

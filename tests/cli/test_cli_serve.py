@@ -130,7 +130,7 @@ def test_a_taken_port_is_said(tmp_path: Path) -> None:
         (["--graph_file_dir", "gone"], "no folder of graphs"),
         (["--graph_file_dir", ".", "--port", "99999"], "--port"),
         (["--graph_file_dir", ".", "--features_dir", "gone"], "no folder of features"),
-        (["--graph_file_dir", ".", "-t", "T", "--demo"], "not both"),
+        (["--graph_file_dir", ".", "-t", "T", "--demo"], "leave one out"),
         (["--graph_file_dir", ".", "--neuronpedia-secret", " "], "empty"),
     ],
 )

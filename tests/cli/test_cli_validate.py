@@ -89,7 +89,7 @@ def test_groups_that_the_graph_keeps_are_tested(run: Run, folders: Folders, trac
         (("-o", "graph.pt"), "cannot hold the report"),
         (("--control", "plt"), "NAME=FOLDER"),
         (("--node-threshold", "1.5"), "node-threshold"),
-        (("--demo",), "not both"),
+        (("--demo",), "leave one out"),
     ],
 )
 def test_bad_input(run: Run, folders: Folders, traced: Path, options: tuple[str, ...], expected: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from docs.hooks import on_page_markdown
+from docs.hooks import on_page_content, on_page_markdown
 from tests.support.code_blocks import ROOT, Block, blocks, commands, not_printed, program
 
 PAGE = """# A page
@@ -81,6 +81,13 @@ def test_marks_are_shown_above_their_block() -> None:
     shown = on_page_markdown(PAGE)
     assert '<p class="not-run">Not run in CI: needs a GPU.</p>\n\n```bash' in shown
     assert "<!--" not in shown
+
+
+def test_a_message_in_a_table_may_be_broken_and_an_option_not() -> None:
+    option, message = "--feature-input-hook", "the prompt's 9 tokens are positions 0 to 8"
+    shown = on_page_content(f"<tr><td><code>{option}</code></td></tr><tr><td><code>{message}</code></td></tr>")
+    assert f"<td><code>{option}<" in shown
+    assert f'<td><code class="message">{message}<' in shown
 
 
 def test_what_a_page_shows_is_compared_with_what_was_printed(tmp_path: Path) -> None:

@@ -115,6 +115,16 @@ def browser() -> Iterator[Browser]:
         yield running
 
 
+@pytest.mark.parametrize("name", ["index", "start/your-model", "how-to/intervene", "reference/reads"])
+@pytest.mark.parametrize("width", [390, 1366])
+def test_nothing_is_wider_than_the_screen(site: Path, browser: Browser, name: str, width: int) -> None:
+    page = browser.page((site / f"{name}.html").as_uri(), width, 844, phone=width < 500)
+    assert page.js("document.documentElement.scrollWidth") <= width
+    shown = "[...document.querySelectorAll('article img')].filter(each => each.offsetWidth)"
+    assert page.js(f"{shown}.every(each => each.naturalWidth && each.getBoundingClientRect().right <= {width})")
+    page.close()
+
+
 def test_search_finds_from_disk(site: Path, browser: Browser) -> None:
     page = browser.page((site / "index.html").as_uri())
     page.click(".md-search__input")

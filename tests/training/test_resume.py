@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+
 import shutil
 import signal
 import threading
@@ -94,7 +94,7 @@ def test_a_signal_ends_the_run_after_the_step_with_a_checkpoint(number: signal.S
 
     def sent_in_step_3() -> object:
         if loop.state.step == 3:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
         return genuine()
 
     loop.stream.next = sent_in_step_3  # type: ignore[method-assign, assignment]
@@ -114,8 +114,8 @@ def test_a_second_control_c_interrupts_at_once(tmp_path: Path) -> None:
     loop = Run().loop(tmp_path)
 
     def pressed_twice() -> None:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
         raise AssertionError("still running")
 
     loop.stream.next = pressed_twice  # type: ignore[method-assign, assignment]
