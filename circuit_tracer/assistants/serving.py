@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import socket
 from collections.abc import AsyncIterable
 from contextlib import suppress
@@ -21,6 +20,8 @@ from starlette.datastructures import Headers
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from circuit_tracer.errors import FileFormatError
+from circuit_tracer.files import parse_json
 from circuit_tracer.viewer.server.guard import MOST_BYTES, require_own_host, require_own_origin
 from circuit_tracer.viewer.server.problems import Refusal
 from circuit_tracer.viewer.server.running import ANSWERS_SECONDS, HOST
@@ -71,8 +72,8 @@ def unreadable(error: ValidationError) -> JSONRPCError | None:
         return None
     broken = first["type"] == "json_invalid"
     if broken:  # JSON to Python, perhaps, such as half a surrogate pair
-        with suppress(ValueError, RecursionError):
-            line = json.loads(line)
+        with suppress(FileFormatError):
+            line = parse_json(line, "the line", halves=True)
     number = line.get("id") if isinstance(line, dict) else None
     said = ErrorData(
         code=PARSE_ERROR if broken else INVALID_REQUEST, message=f"this is no message: {first['msg']}"[:500]

@@ -9,58 +9,58 @@ from typing import Any
 from pydantic import TypeAdapter
 from pydantic.json_schema import GenerateJsonSchema
 
-from circuit_tracer.cli import answers as a
+from circuit_tracer.cli.answers import info, lines, many, probes, read, share, testing, trace, training
 from circuit_tracer.graph.validation import ValidationReport
 from circuit_tracer.many.comparison.schema import Comparison
 
 # By a command's words. A line is of one of the types; any command may end with `Failed`.
 LINES: dict[str, tuple[type, ...]] = {
-    "demo": (a.DemoTold,),
-    "demo train": (a.Metrics,),
-    "demo features": (a.Written,),
-    "attribute": (a.Traced,),
-    "plan": (a.Planned,),
-    "prune": (a.Pruned,),
-    "run": (a.RunState,),
-    "aggregate": (a.Aggregated,),
+    "demo": (trace.DemoTold,),
+    "demo train": (trace.Metrics,),
+    "demo features": (lines.Written,),
+    "attribute": (trace.Traced,),
+    "plan": (trace.Planned,),
+    "prune": (trace.Pruned,),
+    "run": (many.RunState,),
+    "aggregate": (many.Aggregated,),
     "compare": (Comparison,),
-    "fingerprints": (a.FingerprintTable, a.Predicted),
-    "report": (a.Reported,),
+    "fingerprints": (many.FingerprintTable, many.Predicted),
+    "report": (many.Reported,),
     "info": (
-        a.GraphFacts,
-        a.ViewerFacts,
-        a.ModelFacts,
-        a.TranscoderFacts,
-        a.AutoencoderFacts,
-        a.NeuronFacts,
-        a.RunFacts,
-        a.HubFacts,
+        info.GraphFacts,
+        info.ViewerFacts,
+        info.ModelFacts,
+        info.TranscoderFacts,
+        info.AutoencoderFacts,
+        info.NeuronFacts,
+        info.RunFacts,
+        info.HubFacts,
     ),
-    "view": (a.Written,),
-    "serve": (a.Serving,),
-    "start-server": (a.Serving,),
-    "features build": (a.Written,),
-    "features label": (a.Labelled,),
-    "features fetch-labels": (a.Labelled,),
-    "features export": (a.Exported,),
-    "explain": (a.Explained,),
-    "story": (a.Told,),
-    "heads": (a.HeadScores,),
-    "probe fit": (a.ProbeMade,),
-    "probe score": (a.TextScore, a.ProbeReport),
-    "probe explain": (a.ProbeExplained,),
-    "group": (a.Grouped,),
-    "monitor watch": (a.Verdict, a.Unread, a.Watched),
-    "monitor calibrate": (a.Calibrated,),
-    "intervene": (a.Intervened,),
-    "steer": (a.SteeredText,),
-    "patch": (a.Patched,),
+    "view": (lines.Written,),
+    "serve": (read.Serving,),
+    "start-server": (read.Serving,),
+    "features build": (lines.Written,),
+    "features label": (read.Labelled,),
+    "features fetch-labels": (read.Labelled,),
+    "features export": (read.Exported,),
+    "explain": (read.Explained,),
+    "story": (read.Told,),
+    "heads": (read.HeadScores,),
+    "probe fit": (probes.ProbeMade,),
+    "probe score": (probes.TextScore, probes.ProbeReport),
+    "probe explain": (probes.ProbeExplained,),
+    "group": (read.Grouped,),
+    "monitor watch": (probes.Verdict, probes.Unread, probes.Watched),
+    "monitor calibrate": (probes.Calibrated,),
+    "intervene": (testing.Intervened,),
+    "steer": (testing.SteeredText,),
+    "patch": (testing.Patched,),
     "validate": (ValidationReport,),
-    "train": (a.Trained, a.TrainingPlan, a.RatesFound, a.TrainingSettings),
-    "evaluate": (a.Evaluated,),
-    "convert": (a.Written,),
-    "push": (a.Pushed,),
-    "upload": (a.Uploaded,),
+    "train": (training.Trained, training.TrainingPlan, training.RatesFound, training.TrainingSettings),
+    "evaluate": (training.Evaluated,),
+    "convert": (lines.Written,),
+    "push": (share.Pushed,),
+    "upload": (share.Uploaded,),
 }
 WITHOUT = {"mcp": "its standard output carries the protocol, whose messages are JSON already"}
 
@@ -81,12 +81,12 @@ class _Printed(GenerateJsonSchema):
 @cache
 def schema(command: str) -> dict[str, Any]:
     """The JSON Schema of a command's lines, such as "attribute" or "probe fit"."""
-    kinds: tuple[Any, ...] = (*LINES[command], a.Failed)
+    kinds: tuple[Any, ...] = (*LINES[command], lines.Failed)
     return TypeAdapter(reduce(or_, kinds)).json_schema(schema_generator=_Printed, mode="serialization")
 
 
 @cache
 def schema_of_all() -> dict[str, Any]:
     """One JSON Schema of every line there is, with all types by name in ``$defs``."""
-    kinds: tuple[Any, ...] = (*(kind for lines in LINES.values() for kind in lines), a.Failed)
+    kinds: tuple[Any, ...] = (*(kind for each in LINES.values() for kind in each), lines.Failed)
     return TypeAdapter(reduce(or_, kinds)).json_schema(schema_generator=_Printed, mode="serialization")
