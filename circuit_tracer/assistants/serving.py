@@ -78,7 +78,8 @@ def unreadable(error: ValidationError) -> JSONRPCError | None:
     said = ErrorData(
         code=PARSE_ERROR if broken else INVALID_REQUEST, message=f"this is no message: {first['msg']}"[:500]
     )
-    return JSONRPCError(jsonrpc="2.0", id=number if type(number) is int or type(number) is str else None, error=said)
+    usable = type(number) is int or (type(number) is str and number.isascii())  # half a pair could not be written
+    return JSONRPCError(jsonrpc="2.0", id=number if usable else None, error=said)
 
 
 def serve_http(server: Server, listening: socket.socket) -> None:

@@ -4,7 +4,6 @@ message are answered too.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 
 import pytest
@@ -88,10 +87,21 @@ CALL = '{"jsonrpc":"2.0","id":7,"method":"tools/call","params":'
         ('{"jsonrpc":"2.0","id":"seven","method":5}', -32600, "seven"),
         (CALL + "[1]}", -32600, 7),
         (CALL + '{"name":"next_tokens","arguments":{"prompt":"half of a pair \\ud800"}}}', -32700, 7),
+        ('{"jsonrpc":"2.0","id":"\\ud800","method":"ping"}', -32700, None),
         (CALL + "[" * 3000 + "]" * 3000 + "}", -32700, None),
         (CALL + "1" + "0" * 5000 + "}", -32700, None),
     ],
-    ids=["text", "a list", "no method", "id of letters", "params of another type", "half a pair", "deep", "huge"],
+    ids=[
+        "text",
+        "a list",
+        "no method",
+        "id of letters",
+        "params of another type",
+        "half a pair",
+        "id of half a pair",
+        "deep",
+        "huge",
+    ],
 )
 def test_a_line_that_is_no_message_is_answered(line: str, code: int, number: int | str | None) -> None:
     with pytest.raises(ValidationError) as found:
@@ -99,7 +109,7 @@ def test_a_line_that_is_no_message_is_answered(line: str, code: int, number: int
     answer = unreadable(found.value)
     assert answer is not None
     assert (answer.id, answer.error.code) == (number, code)
-    assert len(json.dumps(answer.model_dump(mode="json"))) < 1000
+    assert len(answer.model_dump_json()) < 1000
 
 
 def test_an_empty_line_is_not_answered() -> None:
