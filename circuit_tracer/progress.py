@@ -147,7 +147,7 @@ class Line:
                 known.done, known.total = done, total
             self._note(stage, known, now, ended)
             if ended:
-                del self._stages[stage]
+                self._stages.pop(stage, None)  # gone already where nothing could be written
                 if not self._stages:
                     self.wipe()
             elif self._terminal and self._thread is None:
