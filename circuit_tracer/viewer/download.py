@@ -15,7 +15,7 @@ from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlspli
 
 from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.files import parse_json, unpack
-from circuit_tracer.graph.files.read_json import load_viewer_json, viewer_document
+from circuit_tracer.graph.files.read_json import load_viewer_json, prompt_tokens, viewer_document
 from circuit_tracer.graph.files.view import View
 from circuit_tracer.http import RefusedRequest, request
 from circuit_tracer.neuronpedia import Neuronpedia, refused
@@ -51,7 +51,7 @@ class FetchedGraph:
     @property
     def tokens(self) -> list[str]:
         """The texts of its tokens."""
-        return [str(token) for token in self.document["metadata"].get("prompt_tokens") or ()]
+        return prompt_tokens(self.document["metadata"])
 
     @property
     def token_ids(self) -> list[int]:
