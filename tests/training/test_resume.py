@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-
 import shutil
 import signal
 import threading
