@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 
 import pytest
 
@@ -88,6 +89,15 @@ def test_a_pipe_is_told_only_when_asked() -> None:
             with doing("one"):
                 pass
         assert pipe.getvalue().splitlines() == expected
+
+
+def test_what_others_redirect_meanwhile_is_put_back_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, out = put_terminal(monkeypatch), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    with Line(patience=0.0) as line, heard_by(line.report), redirect_stdout(sys.stderr), doing("work"):
+        until(lambda: "work" in terminal.screen()[-1])
+    assert sys.stdout is out
+    assert sys.stderr is terminal
 
 
 class Gone(Terminal):
