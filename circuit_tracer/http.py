@@ -9,10 +9,10 @@ import urllib.error
 import urllib.request
 from collections.abc import Mapping
 from dataclasses import dataclass
-from http.client import HTTPException
+from http.client import HTTPException, InvalidURL
 from typing import Any
 
-from circuit_tracer.errors import CircuitTracerError, FileFormatError, ResourceError
+from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputError, ResourceError, shortened
 from circuit_tracer.files import parse_json
 
 TIMEOUT = 60.0  # seconds that a server may be silent
@@ -53,7 +53,7 @@ def request(
     """The body of the answer. A server that is busy or cannot be reached is asked again, after what Retry-After says or a
     growing pause.
 
-    Raises RefusedRequest for an answer that is an error, ResourceError when there is none.
+    Raises RefusedRequest for an answer that is an error, ResourceError when there is none, InputError for what is no address.
     """
     asked = urllib.request.Request(url, data, {"User-Agent": "circuit-tracing", **(headers or {})}, method=method)
     for attempt in range(1, attempts + 1):
@@ -67,6 +67,10 @@ def request(
                 raise RefusedRequest(url, error.code, said) from error
             after = error.headers.get("Retry-After", "")
             pause = min(LONGEST_PAUSE, float(after)) if after.isdecimal() else pause
+        except (InvalidURL, UnicodeError) as error:
+            raise InputError(
+                f"{shortened(url)} is no address ({error}). Copy it from the browser's address bar, or escape its letters."
+            ) from error
         except (OSError, HTTPException) as error:
             if attempt == attempts:
                 reason = getattr(error, "reason", None) or error

@@ -130,7 +130,7 @@ class Line:
         self._started = time.monotonic()
         self._lock, self._closed = threading.RLock(), threading.Event()
         self._thread: threading.Thread | None = None
-        self._replaced: dict[str, Any] = {}
+        self._replaced: dict[str, _Above] = {}
 
     def report(self, stage: str, done: int, total: int) -> None:
         """A stage begins, goes on, or ends."""
@@ -147,7 +147,7 @@ class Line:
                 known.done, known.total = done, total
             self._note(stage, known, now, ended)
             if ended:
-                del self._stages[stage]
+                self._stages.pop(stage, None)  # gone already where nothing could be written
                 if not self._stages:
                     self.wipe()
             elif self._terminal and self._thread is None:
@@ -158,11 +158,14 @@ class Line:
 
     def __exit__(self, *failure: object) -> None:
         self._closed.set()
-        if self._thread is not None:
-            self._thread.join()
-        self.wipe()
-        for name, stream in self._replaced.items():
-            setattr(sys, name, stream)
+        try:
+            if self._thread is not None:
+                self._thread.join()
+            self.wipe()
+        finally:
+            for name, above in self._replaced.items():
+                if getattr(sys, name) is above:  # else whoever redirected it has put back what was there
+                    setattr(sys, name, above.stream)
 
     def _note(self, name: str, stage: _Stage, now: float, ended: bool) -> None:
         """What stays to be read of a stage."""
@@ -178,8 +181,8 @@ class Line:
         for name in ("stdout", "stderr"):  # what is printed there meanwhile comes out above
             stream = getattr(sys, name)
             if stream is not None and stream.isatty():
-                self._replaced[name] = stream
-                setattr(sys, name, _Above(stream, self))
+                self._replaced[name] = _Above(stream, self)
+                setattr(sys, name, self._replaced[name])
         self._thread = threading.Thread(target=self._draw_on, daemon=True, name="progress")
         self._thread.start()
 
@@ -225,7 +228,7 @@ class _Above:
     """A terminal's stream that others write to while a line stands there."""
 
     def __init__(self, stream: Any, line: Line) -> None:
-        self._stream, self._line = stream, line
+        self.stream, self._line = stream, line
 
     def write(self, text: str) -> int:
         """Wipe the line first; it is drawn again once the cursor stands at the beginning of one."""
@@ -233,7 +236,7 @@ class _Above:
             self._line.wipe()
             if text:
                 self._line._fresh = text.endswith("\n")
-            return int(self._stream.write(text))
+            return int(self.stream.write(text))
 
     def __getattr__(self, name: str) -> Any:
-        return getattr(self._stream, name)
+        return getattr(self.stream, name)

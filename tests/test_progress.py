@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from contextlib import redirect_stdout
 
 import pytest
 
@@ -90,13 +91,24 @@ def test_a_pipe_is_told_only_when_asked() -> None:
         assert pipe.getvalue().splitlines() == expected
 
 
-def test_a_terminal_that_is_gone_ends_nothing() -> None:
-    class Gone(Terminal):
-        def write(self, text: str) -> int:
-            raise OSError(5, "Input/output error")
+def test_what_others_redirect_meanwhile_is_put_back_by_them(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal, out = put_terminal(monkeypatch), Terminal()
+    monkeypatch.setattr(sys, "stdout", out)
+    with Line(patience=0.0) as line, heard_by(line.report), redirect_stdout(sys.stderr), doing("work"):
+        until(lambda: "work" in terminal.screen()[-1])
+    assert sys.stdout is out
+    assert sys.stderr is terminal
 
-    with Line(Gone(), patience=0.0) as line, heard_by(line.report), doing("work"):
-        time.sleep(0.3)
+
+class Gone(Terminal):
+    def write(self, text: str) -> int:
+        raise OSError(5, "Input/output error")
+
+
+@pytest.mark.parametrize("verbose", [False, True])  # verbose: what ended is said, and that fails
+def test_a_terminal_that_is_gone_ends_nothing(verbose: bool) -> None:
+    with Line(Gone(), verbose, patience=0.0) as line, heard_by(line.report), doing("work"):
+        time.sleep(0.0 if verbose else 0.3)
 
 
 def test_nobody_hears_in_other_threads_or_without_a_line() -> None:

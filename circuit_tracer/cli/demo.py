@@ -37,12 +37,12 @@ def demo(
 
         quiet_loading()
         with options.only_json(json):
-            graph = main(output, prompt, swap)
+            shown = main(output, prompt, swap)
         if json:
             from circuit_tracer.graph.summary import summarise
 
-            files = [str(path) for path in sorted(output.glob("demo.*"))]
-            typer.echo(options.dump({"slug": "demo", **summarise(graph), "story": graph.story, "files": files}))
+            told = {"slug": shown.slug, **summarise(shown.graph), "story": shown.graph.story, "files": shown.files}
+            typer.echo(options.dump(told))
 
 
 @add(app)

@@ -245,9 +245,8 @@ class Commands(TyperGroup):
             tell(INTERRUPTION, str(error) or NOTHING_MORE)
             raise typer.Exit(INTERRUPTED) from error
         except Exception as error:
-            own_exit = isinstance(error, typer.Exit | typer.Abort) or hasattr(
-                error, "exit_code"
-            )  # typer's usage errors
+            # what has an exit code is a usage error of typer's
+            own_exit = isinstance(error, typer.Exit | typer.Abort) or hasattr(error, "exit_code")
             if own_exit or (isinstance(error, OSError) and error.errno == errno.EPIPE):
                 if hasattr(error, "format_message"):  # typer says it on standard error
                     tell(USAGE, error.format_message())
@@ -255,9 +254,8 @@ class Commands(TyperGroup):
             if asked:  # a library made another error of it
                 tell(INTERRUPTION, NOTHING_MORE)
                 raise typer.Exit(INTERRUPTED) from error
-            if isinstance(
-                error, OSError | UnicodeEncodeError
-            ):  # the machine's word about a path, or bytes that are no text
+            # the machine's word about a path, or bytes that are no text
+            if isinstance(error, OSError | UnicodeEncodeError):
                 tell(type(error).__name__, _refusal(error) if isinstance(error, OSError) else _no_text(error))
                 raise typer.Exit(BAD_INPUT) from error
             hint = "" if DEBUG in ctx.meta else " (a failure of ours; run again with --debug for the traceback)"

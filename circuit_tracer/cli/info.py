@@ -52,7 +52,7 @@ def info(
         found = _graph(path)
     elif path.suffix == ".gguf" or (path / "config.json").is_file():
         found = _model(what)
-    elif (path / "manifest.json").is_file():
+    elif path.is_dir() and _is_run(path):
         found = _run(what)
     else:
         _require_place(what)
@@ -111,6 +111,12 @@ def _graph(path: Path) -> dict[str, Any]:
     from circuit_tracer.graph.files.formats import read_graph
 
     return {"what": "graph", **summarise(read_graph(path))}
+
+
+def _is_run(folder: Path) -> bool:
+    from circuit_tracer.viewer.server.runs import is_run
+
+    return is_run(folder)
 
 
 def _run(folder: str) -> dict[str, Any]:

@@ -82,7 +82,8 @@ def root(
     """Trace how a language model arrives at its next token: attribution graphs with cross-layer transcoders."""
 
 
-# Of libraries: bars of loading beside our own line, and each try of the hub before the error that says it once.
+# Of libraries: bars beside our own line (the hub's of a download stay: they count bytes), and each try of the hub before the
+# error that says it once. Read when a library is imported, which is later; of this process and those that it starts.
 QUIET = {"TQDM_DISABLE": "1", "HF_HUB_VERBOSITY": "error"}
 
 

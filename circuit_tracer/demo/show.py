@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 
@@ -33,12 +34,20 @@ GROUPED = 0.85  # of the influence; a small graph can show more than the usual 8
 SWAPS = {"state": ("California", "Texas"), "country": ("France", "Italy")}  # by kind; the first that is not asked about
 
 
+class Demonstration(NamedTuple):
+    """A traced prompt with its story in it, what its files are called, and those that were written."""
+
+    graph: Graph
+    slug: str
+    files: list[str]
+
+
 def load_demo(dtype: torch.dtype = torch.float32) -> ReplacementModel:
     """The embedded language model with its cross-layer transcoder, from the package's own files."""
     return ReplacementModel.from_pretrained(MODEL, TRANSCODER, device="cpu", dtype=dtype)
 
 
-def main(folder: str | Path, prompt: str | None = None, swap: str | None = None) -> Graph:
+def main(folder: str | Path, prompt: str | None = None, swap: str | None = None) -> Demonstration:
     """Trace a prompt, tell what explains its answer, and write the graph (page, viewer JSON, native file, picture, story).
 
     swap: a state or country of the world, whose group of features is put in the place of the one that the prompt asks about;
@@ -65,9 +74,11 @@ def main(folder: str | Path, prompt: str | None = None, swap: str | None = None)
     )
     print("\n".join(story.lines()))
     _print_quality(graph)
-    for name, what in write_files(graph, target, labels, story, groups, name_for(prompt, target)).items():
+    slug = name_for(prompt, target)
+    written = write_files(graph, target, labels, story, groups, slug)
+    for name, what in written.items():
         print(f"wrote       {name}  ({what})")
-    return graph
+    return Demonstration(graph, slug, list(written))
 
 
 def explain(graph: Graph, model: ReplacementModel, contrast: str | None = None) -> tuple[Story, Grouping]:

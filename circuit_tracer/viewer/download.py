@@ -11,11 +11,11 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import SplitResult, parse_qs, quote, urljoin, urlsplit, urlunsplit
+from urllib.parse import SplitResult, parse_qs, quote, unquote, urljoin, urlsplit, urlunsplit
 
 from circuit_tracer.errors import FileFormatError, InputError, shortened
 from circuit_tracer.files import parse_json, unpack
-from circuit_tracer.graph.files.read_json import load_viewer_json, viewer_document
+from circuit_tracer.graph.files.read_json import load_viewer_json, prompt_tokens, viewer_document
 from circuit_tracer.graph.files.view import View
 from circuit_tracer.http import RefusedRequest, request
 from circuit_tracer.neuronpedia import Neuronpedia, refused
@@ -51,7 +51,7 @@ class FetchedGraph:
     @property
     def tokens(self) -> list[str]:
         """The texts of its tokens."""
-        return [str(token) for token in self.document["metadata"].get("prompt_tokens") or ()]
+        return prompt_tokens(self.document["metadata"])
 
     @property
     def token_ids(self) -> list[int]:
@@ -94,7 +94,10 @@ def fetch_graph(link: str | Path) -> FetchedGraph:
     text = str(link).strip()
     if _WITHOUT_SCHEME.match(text):  # as some browsers show it
         text = f"https://{text}"
-    parts = urlsplit(text)
+    try:
+        parts = urlsplit(text)
+    except ValueError as error:
+        raise InputError(f"{shortened(text)} is no address ({error}); {_WANTED}") from error
     if parts.scheme not in ("http", "https"):
         return _file_or_name(text)
     try:
@@ -105,7 +108,7 @@ def fetch_graph(link: str | Path) -> FetchedGraph:
         if page is None:  # circuit-tracer's server, or ours
             address = urljoin(urlunsplit(parts._replace(query="", fragment="")), f"graph_data/{quote(slug)}.json")
             return _seen(_document(address), address, text)
-        return _of_neuronpedia(Neuronpedia(f"{parts.scheme}://{parts.netloc}"), page[1], slug, text)
+        return _of_neuronpedia(Neuronpedia(f"{parts.scheme}://{parts.netloc}"), unquote(page[1]), slug, text)
     except RefusedRequest as error:
         raise InputError(
             f"there is no graph at {shortened(text)} ({error}). Open the link in a browser: is it there?"

@@ -73,10 +73,14 @@ def _index(root: Any, context: Any, every: dict[Any, Any]) -> str:
         "",
         "## Every command",
         "",
-        "Each command takes `--verbose` (progress at once, also in a pipe), `--debug` and `--help`; the first three are of the "
-        "program.",
+        "Each command takes `--verbose` (progress at once, also in a pipe), `--debug` and `--help`. These are of the program:",
+        "",
+        *table(HEADINGS, _rows(root, context, left_out=())),
+        "",
+        "Libraries show no bars and no retries beside its own line, but for the hub's bars of downloads: where `TQDM_DISABLE` "
+        "and `HF_HUB_VERBOSITY` are not set, the program sets them to `1` and `error`.",
     ]
-    return "\n".join([*lines, "", *table(HEADINGS, _rows(root, context, left_out=()))]) + "\n"
+    return "\n".join(lines) + "\n"
 
 
 def _page(name: str, command: Any, parent: Any) -> str:

@@ -115,6 +115,9 @@ def test_what_is_not_there_is_said_with_names_that_are_near(run: Run, tmp_path: 
         assert said in outcome.err
     (tmp_path / "page.html").touch()
     assert "was made of a graph and is none" in run("info", tmp_path / "page.html").err
+    (tmp_path / "activations").mkdir()
+    (tmp_path / "activations" / "manifest.json").write_text("{}")  # of given activations, and of no run
+    assert "holds no transcoder files" in run("info", tmp_path / "activations").err
 
 
 @pytest.mark.parametrize("content", ["", "{", "[]", "{}", "<graphml>", "<a/>"])

@@ -94,6 +94,9 @@ def test_a_file_for_viewers_is_named_and_told(run: Run, traced: Path, tmp_path: 
 def test_the_demo_is_told_in_a_line(run: Run, tmp_path: Path) -> None:
     found = run("demo", "-o", tmp_path, "--json")
     assert found.code == 0, found.err
-    assert len(found.json["files"]) == 5
+    assert sorted(found.json["files"]) == sorted(str(file) for file in tmp_path.glob("demo.*"))
     assert {sentence["status"] for sentence in found.json["story"]["sentences"]} >= {"holds"}
     assert "wrote" in found.err
+    other = run("demo", "-p", "after Monday comes", "-o", tmp_path, "--json").json
+    assert other["slug"] == "demo-2"
+    assert {Path(file).stem for file in other["files"]} == {"demo-2"}

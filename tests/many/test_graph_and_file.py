@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from circuit_tracer.errors import CompatibilityError, InputError
+from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError
 from circuit_tracer.graph import Graph, prune_graph
 from circuit_tracer.graph.files.viewer_json import graph_document
 from circuit_tracer.many.comparison import compare_with_file
@@ -106,4 +106,18 @@ def test_what_cannot_be_looked_up_is_refused(graph: Graph, document: dict[str, A
         compare_with_file(document, other)
     document["nodes"] = [node for node in document["nodes"] if node["feature_type"] != "cross layer transcoder"]
     with pytest.raises(InputError, match="no features"):
+        compare_with_file(document, graph)
+
+
+@pytest.mark.parametrize(
+    ("place", "field", "value"),
+    [("metadata", "prompt_tokens", 5), ("feature", "activation", "much"), ("logit", "token_prob", [0.5])],
+)
+def test_fields_of_a_wrong_type_are_named(
+    graph: Graph, document: dict[str, Any], place: str, field: str, value: object
+) -> None:
+    kinds = {"feature": "cross layer transcoder", "logit": "logit"}
+    nodes = (node for node in document["nodes"] if node["feature_type"] == kinds.get(place))
+    (document["metadata"] if place == "metadata" else next(nodes))[field] = value
+    with pytest.raises(FileFormatError, match=field):
         compare_with_file(document, graph)

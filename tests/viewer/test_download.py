@@ -49,6 +49,7 @@ class Pedia:
         record = {"modelId": MODEL, "slug": "two-hop", "sourceSetName": "set", "url": f"{self.address}/store/1.json"}
         answers = {
             f"/api/graph/{MODEL}/two-hop": self.record or record,
+            "/api/graph/my%20model/two-hop": record,
             "/store/1.json": self.document,
             "/graph_data/two-hop.json": self.document,
         }
@@ -81,6 +82,7 @@ def test_a_link_to_neuronpedia(pedia: Pedia, graph: Graph) -> None:
     [
         "{}/gemma-2-2b/graph?slug=two-hop",
         "gemma-2-2b/two-hop",
+        "{}/my%20model/graph?slug=two-hop",
         "{}/?slug=two-hop",
         "{}/index.html?slug=two-hop",
         "{}/#slug=two-hop",
@@ -124,6 +126,10 @@ def test_our_own_server(written: Path, graph: Graph) -> None:
         ("gone.json", InputError, "gone.json"),
         ("ftp://example.org/x/graph?slug=a", InputError, "expected a link"),
         ("pasted twice " * 1000, InputError, "expected a link"),
+        ("http://[::1/x.json", InputError, "is no address .*expected a link"),
+        ("{}/ü.json", InputError, "is no address"),
+        ("http://a b/x.json", InputError, "is no address"),
+        ("http://localhost:port/gemma-2-2b/graph?slug=a", InputError, "is no address"),
     ],
 )
 def test_what_is_no_graph(pedia: Pedia, spelled: str, error: type[CircuitTracerError], said: str) -> None:

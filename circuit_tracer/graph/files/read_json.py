@@ -146,6 +146,14 @@ def from_json(document_or_path: dict[str, Any] | str | Path) -> networkx.DiGraph
     return graph
 
 
+def prompt_tokens(metadata: Mapping[str, Any]) -> list[str]:
+    """The texts of the prompt's tokens that a viewer's metadata hold; none where they hold none."""
+    found = metadata.get("prompt_tokens") or []
+    if not isinstance(found, list):
+        raise FileFormatError(f"prompt_tokens are {shortened(found)}; expected a list of texts, one a position")
+    return [str(token) for token in found]
+
+
 def features_of(document: Mapping[str, Any]) -> Iterator[tuple[int, int]]:
     """(layer, index) of every transcoder feature of a viewer's document, node by node: one at two positions comes twice."""
     paired = document["metadata"].get("schema_version") == 1

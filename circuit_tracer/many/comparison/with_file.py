@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from circuit_tracer.errors import CompatibilityError, InputError, shortened
-from circuit_tracer.graph.files.read_json import from_json
+from circuit_tracer.errors import CompatibilityError, FileFormatError, InputError, shortened
+from circuit_tracer.graph.files.read_json import from_json, prompt_tokens
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.nodes import NodeKind
 from circuit_tracer.graph.pruning import prune_graph
@@ -144,7 +144,7 @@ def compare_with_file(
 
 def _require_one_prompt(theirs: networkx.DiGraph, graph: Graph) -> None:
     """By the tokens' ids, which their nodes are named by; a file that lacks some is compared by those that it has."""
-    tokens = [str(token) for token in theirs.graph["metadata"].get("prompt_tokens") or ()]
+    tokens = prompt_tokens(theirs.graph["metadata"])
     wrong = [
         name
         for name, node in theirs.nodes.items()
@@ -164,10 +164,18 @@ def _require_one_prompt(theirs: networkx.DiGraph, graph: Graph) -> None:
 
 def _features(theirs: networkx.DiGraph, here: Mapping[str, float]) -> list[FileFeature]:
     return [
-        FileFeature(name, str(node.get("clerp", "")), node.get("activation"), here.get(name))
+        FileFeature(name, str(node.get("clerp", "")), _number(name, node, "activation"), here.get(name))
         for name, node in theirs.nodes.items()
         if node["kind"] in ("feature", "attention feature")
     ]
+
+
+def _number(name: str, node: Mapping[str, Any], field: str) -> float | None:
+    """What a node of the file says, if it says it."""
+    value = node.get(field)
+    if value is None or isinstance(value, int | float):
+        return value
+    raise FileFormatError(f"the file's node {name} has {field} {shortened(value)}; expected a number")
 
 
 def _links(theirs: networkx.DiGraph, graph: Graph, number: Mapping[str, int]) -> list[FileLink]:
@@ -183,7 +191,7 @@ def _targets(theirs: networkx.DiGraph, graph: Graph) -> list[tuple[str, float | 
     layout = graph.nodes.layout
     names = graph.nodes.ids(torch.arange(layout.target_start, len(graph.nodes)))
     here = dict(zip(names, zip(graph.targets.label, graph.targets.weight.tolist(), strict=True), strict=True))
-    there = {name: node.get("token_prob") for name, node in theirs.nodes.items() if node["kind"] == "target"}
+    there = {name: _number(name, node, "token_prob") for name, node in theirs.nodes.items() if node["kind"] == "target"}
     text = {name: str(node.get("clerp", name)) for name, node in theirs.nodes.items()}
     return [
         (here[name][0] if name in here else text[name], there.get(name), here[name][1] if name in here else None)
@@ -205,7 +213,8 @@ def _kept(theirs: networkx.DiGraph, graph: Graph, node_threshold: float, edge_th
 
 
 def _thresholds(metadata: Mapping[str, Any], node: float | None, edge: float | None) -> tuple[float, float]:
-    settings = metadata.get("pruning_settings") or {}
+    settings = metadata.get("pruning_settings")
+    settings = settings if isinstance(settings, Mapping) else {}
     said = (settings.get("node_threshold", metadata.get("node_threshold")), settings.get("edge_threshold"))
     usual = (NODE_THRESHOLD, EDGE_THRESHOLD)
     chosen = [
