@@ -217,7 +217,6 @@ class TestCommand:
         code, said = self.run(folder, "someone/clt", "--private")
         assert code == 0, said
         assert "pushed 10 files" in said
-        assert "circuit-tracer attribute -t someone/clt" in said
         assert hub.private == {"someone/clt": True}
 
     def test_contradictions(self, folder: Path, tmp_path: Path) -> None:
