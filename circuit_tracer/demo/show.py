@@ -21,6 +21,7 @@ from circuit_tracer.demo.words import about_unknown, unknown_words
 from circuit_tracer.errors import InputError
 from circuit_tracer.features.kept import keep_features
 from circuit_tracer.files import atomic_write, require_writable_folder
+from circuit_tracer.graph.figures import has_matplotlib
 from circuit_tracer.graph.files.graph_index import read_index
 from circuit_tracer.graph.files.viewer_json import create_graph_files
 from circuit_tracer.graph.graph import Graph
@@ -78,6 +79,8 @@ def main(folder: str | Path, prompt: str | None = None, swap: str | None = None)
     written = write_files(graph, target, labels, story, groups, slug)
     for name, what in written.items():
         print(f"wrote       {name}  ({what})")
+    if not has_matplotlib():
+        print("left out    the picture, which needs matplotlib: pip install 'circuit-tracing[plot]'")
     return Demonstration(graph, slug, list(written))
 
 
@@ -144,8 +147,10 @@ def write_files(
         graph, slug, folder, scan="circuit-tracing-demo", labels=labels, node_threshold=GROUPED
     )
     native = graph.save(folder / f"{slug}.safetensors")
-    picture = folder / f"{slug}.svg"
-    draw(graph, picture, grouping=groups, labels=labels)
+    drawn = {}
+    if has_matplotlib():
+        draw(graph, picture := folder / f"{slug}.svg", grouping=groups, labels=labels)
+        drawn[str(picture)] = "picture"
     page = write_page(graph, folder / f"{slug}.html", slug=slug, labels=labels, node_threshold=GROUPED)
     text = folder / f"{slug}.md"
     with atomic_write(text) as temporary:
@@ -155,7 +160,7 @@ def write_files(
         str(text): "the story, with the nodes of each sentence",
         str(json_file): "graph for the viewers",
         str(native): "everything, for Graph.load",
-        str(picture): "picture",
+        **drawn,
     }
 
 

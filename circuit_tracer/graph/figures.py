@@ -23,6 +23,15 @@ def require_matplotlib() -> None:
         raise CircuitTracerError("pictures need matplotlib: pip install 'circuit-tracing[plot]'") from error
 
 
+def has_matplotlib() -> bool:
+    """Whether pictures can be drawn."""
+    try:
+        require_matplotlib()
+    except CircuitTracerError:
+        return False
+    return True
+
+
 def save_figure(figure: Figure, path: Path) -> Path:
     """Write a figure in the format that the suffix names; the same figure gives the same file.
 
