@@ -59,5 +59,5 @@ check-newest:
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt --force-reinstall --no-deps dist/*.whl
 	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt dist/*.whl
 	.venv-newest/bin/python tests/packaging/smoke.py .venv-newest
-	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt pytest pytest-timeout hypothesis
+	.venv-newest/bin/pip install --quiet --disable-pip-version-check -c constraints.txt pytest pytest-timeout hypothesis jsonschema
 	.venv-newest/bin/python -m pytest -q $(CORE)
