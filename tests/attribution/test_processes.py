@@ -17,7 +17,8 @@ OPTIONS = [{}, {"max_feature_nodes": 13}, {"max_feature_nodes": 40, "batch_size"
 EVERY = [(case, options) for case in CASES for options in OPTIONS]
 
 
-@pytest.mark.parametrize("world", [2, pytest.param(3, marks=pytest.mark.slow("three processes"))])
+@pytest.mark.slow("processes that load torch: 7 s and more")
+@pytest.mark.parametrize("world", [2, 3])
 def test_the_graph_is_that_of_one_process(world: int, tmp_path: Path) -> None:
     of_ranks = results(together(world, rank_traces.traces, EVERY, folder=tmp_path, limit=200))
     for number, (case, options) in enumerate(EVERY):

@@ -71,6 +71,7 @@ def test_a_seed_decides_the_model(tokenizer: PreTrainedTokenizerFast) -> None:
     assert not torch.equal(one, other)
 
 
+@pytest.mark.slow("a training that must learn: 3 s")
 def test_the_transcoder_learns_and_keeps_to_its_number_of_active_features(tmp_path: Path) -> None:
     data = contexts()
 
@@ -125,6 +126,7 @@ def test_contexts_are_distinct_and_jittered_ones_stand_beside_them(tokenizer: Pr
     assert moved.mean() == pytest.approx(0.25 * float(length), rel=0.3)
 
 
+@pytest.mark.slow("a recipe from data to card: 3 s")
 def test_the_recipe_writes_everything_and_search_takes_it_up(tmp_path: Path) -> None:
     lines: list[str] = []
     metrics = recipe.train(

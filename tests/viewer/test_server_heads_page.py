@@ -35,6 +35,7 @@ def wait_for(page: Page, name: str) -> None:
     page.wait(f"document.querySelector('[data-testid={name}]')", 30)
 
 
+@pytest.mark.slow("traces and explains in a browser: 2 s")
 def test_from_a_link_to_its_heads_to_why_one_looks_there(visit: Callable[..., Page], demo_served: Server) -> None:
     page = visit()
     edge = strongest_across(page)

@@ -30,6 +30,7 @@ def test_axe_finds_nothing_serious_in_a_comparison(open_page: Callable[..., Page
     assert serious_findings(open_page(comparison_page(small_comparison(conclusive=False))), axe) == []
 
 
+@pytest.mark.slow("a key for every control: 3 s")
 def test_every_control_is_reached_by_tab_and_named(open_page: Callable[..., Page], demo_page: str):
     page = open_page(demo_page)
     page.js(f"(() => {{ {ROUTES}; {SELECT} }})()")
