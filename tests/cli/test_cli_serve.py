@@ -68,6 +68,7 @@ def test_serve_with_a_model_makes_the_folder(folders: Folders, tmp_path: Path) -
         assert get(address + "api/graphs") == {"graphs": [], "warning": None}
 
 
+@pytest.mark.slow("a server with a model in a process of its own: 3 s")
 def test_labels_name_the_features_of_graphs_made_with_them(folders: Folders, tmp_path: Path) -> None:
     own = tmp_path / "own.json"
     own.write_text(json.dumps({layer: dict.fromkeys(range(100), "mine") for layer in range(3)}))

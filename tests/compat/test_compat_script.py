@@ -99,6 +99,7 @@ def _run(script: str, folder: Path) -> None:
     subprocess.run([sys.executable, "-W", "error::SyntaxWarning", "-c", names + script], cwd=folder, check=True)
 
 
+@pytest.mark.slow("a whole tutorial: 6 s")
 def test_a_script_for_circuit_tracer_runs_unchanged(tmp_path: Path) -> None:
     _run(PATHS + SCRIPT, tmp_path)
     assert (tmp_path / "graph_files" / "texas.json").is_file()

@@ -117,6 +117,7 @@ def test_tables_name_features_and_put_the_surest_first(run: Run) -> None:
     assert any("the first" in row["name"] for row in named["labels"])
 
 
+@pytest.mark.slow("a run, its page and a comparison in a browser: 3 s")
 def test_the_server_shows_a_run_and_compares_two_rows(run: Run, served: Server, browser: Browser) -> None:
     page = browser.page(served.url)
     try:
