@@ -74,9 +74,8 @@ class Calls:
                     found = await _in_thread(lambda: self._lanes[tool.tests].run(work, seconds))
                     group.cancel_scope.cancel()
         finally:
-            job.cancelling = (
-                True  # whoever asked is gone, or has the answer: what still runs ends where it next reports
-            )
+            # whoever asked is gone, or has the answer: what still runs ends where it next reports
+            job.cancelling = True
         if isinstance(found, CircuitTracerError):
             raise found
         if found is None:
