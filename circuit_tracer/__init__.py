@@ -10,6 +10,8 @@ from importlib import import_module
 from os.path import isfile
 from typing import TYPE_CHECKING
 
+from circuit_tracer.version import package_version
+
 if isfile(f"{__path__[0]}/kernels"):
     raise ImportError(
         "circuit_tracer/kernels must be a link to the folder kernels/, and is a file: git wrote it so, because symbolic links "
@@ -116,9 +118,7 @@ if not TYPE_CHECKING:  # a type checker would take every name as given
 
     def __getattr__(name):
         if name == "__version__":
-            from importlib.metadata import version
-
-            return version("circuit-tracing")
+            return package_version()
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
         return getattr(import_module(_HOME[name]), name)

@@ -32,6 +32,7 @@ PLAIN = {
     "progress",
     "ranks",
     "sizes",
+    "version",
 }
 TRACED = {*PLAIN, "kernels", "models", "text", "transcoders", "fingerprint"}
 TRACING = {*TRACED, "graph", "attribution"}
@@ -52,6 +53,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "progress": {"sizes"},
     "ranks": {"errors"},
     "sizes": {"errors"},
+    "version": set(),
     "neuronpedia": {"errors", "http"},
     "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
     "models": {"arguments", "errors", "files", "hub_connection", "kernels", "progress"},
@@ -65,7 +67,7 @@ MAY_IMPORT: dict[str, set[str]] = {
         "progress",
     },  # neurons are read off the model
     "fingerprint": {"errors", "files", "models", "text", "transcoders"},
-    "graph": {"arguments", "errors", "files"},
+    "graph": {"arguments", "errors", "files", "version"},
     "attribution": {*TRACED, "graph"},
     "interventions": TRACING,
     "attention": TRACING,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
 import numpy as np
@@ -49,6 +48,7 @@ from circuit_tracer.graph.node_words import NodeWords
 from circuit_tracer.graph.paths import strongest_paths
 from circuit_tracer.graph.summary import summarise
 from circuit_tracer.many.comparison import compare
+from circuit_tracer.version import package_version
 from circuit_tracer.viewer.server.jobs import Job
 
 
@@ -253,13 +253,6 @@ def compare_graphs(place: Workplace, asked: CompareGraphs, job: Job) -> Compared
     return Compared(
         **{name: getattr(found, name) for name in same}, nodes=found.largest(asked.limit), of=len(found.nodes)
     )
-
-
-def package_version() -> str:
-    try:
-        return version("circuit-tracing")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _marked(example: dict[str, Any]) -> str:

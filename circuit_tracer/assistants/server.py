@@ -8,10 +8,10 @@ from mcp.server.lowlevel import Server
 from pydantic import BaseModel
 
 from circuit_tracer.assistants.calls import Calls
-from circuit_tracer.assistants.reading import package_version
 from circuit_tracer.assistants.tools import TOOLS, Tool
 from circuit_tracer.assistants.workplace import Workplace
 from circuit_tracer.errors import CircuitTracerError
+from circuit_tracer.version import package_version
 
 INSTRUCTIONS = """\
 Attribution graphs show how a language model arrived at its next token on one prompt. Nodes are features of a dictionary that

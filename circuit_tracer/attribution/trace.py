@@ -9,7 +9,6 @@ from __future__ import annotations
 import sys
 import time
 from dataclasses import replace
-from functools import cache
 from typing import Any
 
 import torch
@@ -40,6 +39,7 @@ from circuit_tracer.progress import doing
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.neurons import Neurons
 from circuit_tracer.transcoders.stacked import Part, Stacked
+from circuit_tracer.version import package_version
 
 FEWER = (
     " The smallest neurons are sums that all but cancel: with fewer nodes (max_feature_nodes) the others are left out."
@@ -225,7 +225,7 @@ def _warnings(task: Task, prompt: LinearPrompt) -> list[str]:
 def _provenance(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: ComputedRows) -> dict[str, Any]:
     parts, transcoders, options, aim = task.model.parts, task.model.transcoders, task.options, task.aim
     return {
-        "generator": {"name": "circuit-tracing", "version": _version()},
+        "generator": {"name": "circuit-tracing", "version": package_version()},
         "model": parts.config.to_dict(),
         "transcoder": {
             "kind": transcoders.kind,
@@ -268,11 +268,3 @@ def _of_attention(attention: LinearAttention) -> dict[str, Any]:
         "output_hook": dictionary.feature_output_hook,
         "nmse": {str(layer): nmse for layer, nmse in attention.nmse.items()},
     }
-
-
-@cache
-def _version() -> str:
-    """This package's, as it is installed."""
-    from importlib.metadata import version
-
-    return version("circuit-tracing")

@@ -66,9 +66,9 @@ app = new_app(
 
 def _show_version(value: bool) -> None:
     if value:
-        from importlib.metadata import version
+        from circuit_tracer.version import package_version
 
-        typer.echo(f"circuit-tracing {version('circuit-tracing')}")
+        typer.echo(f"circuit-tracing {package_version()}")
         raise typer.Exit
 
 

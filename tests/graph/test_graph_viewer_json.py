@@ -49,7 +49,7 @@ def written(graph: Graph, folder: Path, slug: str = "g", **options: Any) -> dict
 
 def test_golden_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("time.time", lambda: 1.5)
-    monkeypatch.setattr("circuit_tracer.graph.files.viewer_json._generator", lambda: {"name": "circuit-tracing"})
+    monkeypatch.setattr("circuit_tracer.graph.files.viewer_json.package_version", lambda: "1.2.3")
     document = written(golden_graph(), tmp_path, node_threshold=1.0, edge_threshold=1.0, labels={(0, 3): "three"})
     assert document == json.loads(GOLDEN.read_text(encoding="utf-8"))
 

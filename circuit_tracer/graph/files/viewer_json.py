@@ -7,7 +7,6 @@ import json
 import re
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -32,6 +31,7 @@ from circuit_tracer.graph.nodes import ATTENTION_ERROR, NodeKind
 from circuit_tracer.graph.pruning import PrunePolicy, PruneResult, prune_graph
 from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.graph.words import feature_name, is_of_neurons, left_over
+from circuit_tracer.version import package_version
 
 Labels = Mapping[str, str] | Mapping[tuple[int, int], str]
 
@@ -308,7 +308,8 @@ def _metadata(
         metadata["feature_details"] = dict(feature_details)
     if "feature_json_base_url" not in feature_details:
         metadata["schema_version"] = 1
-    metadata["info"] = {"generator": _generator(), "create_time_ms": int(time.time() * 1000), **info}
+    generator = {"name": "circuit-tracing", "version": package_version()}
+    metadata["info"] = {"generator": generator, "create_time_ms": int(time.time() * 1000), **info}
     if "neuronpedia_source_set" in feature_details:
         metadata["info"].setdefault("neuronpedia_source_set", feature_details["neuronpedia_source_set"])
     used = graph.provenance.get("settings", {})
@@ -333,13 +334,6 @@ def _metadata(
     }
     metadata.update({name: value for name, value in named.items() if value is not None and np.isfinite(value)})
     return metadata
-
-
-def _generator() -> dict[str, str]:
-    try:
-        return {"name": "circuit-tracing", "version": version("circuit-tracing")}
-    except PackageNotFoundError:
-        return {"name": "circuit-tracing"}
 
 
 def node_dicts(

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from typing import Any, NamedTuple, get_args
 
 import numpy as np
@@ -23,6 +22,7 @@ from circuit_tracer.many.report.separation import Separator, compared, separator
 from circuit_tracer.many.report.steering import Behaviours, Steered, steer
 from circuit_tracer.many.report.trust import Trust, trust
 from circuit_tracer.many.runs.opened import Run
+from circuit_tracer.version import package_version
 
 VERSION = 1
 PRUNING = Setting(0.8, 0.98)
@@ -245,7 +245,7 @@ def _repeat(run: Run, options: Options) -> dict[str, Any]:
         "fingerprints": run.fingerprints,
         "options": asdict(options),
         "pruning": PRUNING._asdict(),
-        "versions": {"circuit-tracing": version("circuit-tracing"), "torch": torch.__version__},
+        "versions": {"circuit-tracing": package_version(), "torch": torch.__version__},
     }
 
 

@@ -8,7 +8,6 @@ nothing is done yet, and other settings take the place of those that were asked 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
@@ -20,6 +19,7 @@ from circuit_tracer.fingerprint import differences
 from circuit_tracer.many.runs.documents import read_document, write_document
 from circuit_tracer.many.runs.store import Store
 from circuit_tracer.models.loading import resolve_dtype
+from circuit_tracer.version import package_version
 
 VERSION = 1
 MANIFEST, FINGERPRINTS = "manifest.json", "fingerprints.json"
@@ -98,7 +98,7 @@ class Manifest(Part):
     """All of it."""
 
     version: int = VERSION
-    generator: str = Field(default_factory=lambda: version("circuit-tracing"))
+    generator: str = Field(default_factory=package_version)
     opening: Opening
     tracing: Tracing = Tracing()
     layout: Layout = Layout()

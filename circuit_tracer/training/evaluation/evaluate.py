@@ -38,6 +38,7 @@ from circuit_tracer.training.evaluation.splicing import WHOLE_STREAM, splice
 from circuit_tracer.training.evaluation.stand_ins import Constant, Reconstructions
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.random_dictionary import random_baseline
+from circuit_tracer.version import package_version
 
 AUTOENCODERS = "sparse autoencoders"
 
@@ -320,7 +321,8 @@ def measured_with(transcoders: Transcoders, device: torch.device, settings: Eval
         "device": device.type,
         "settings": asdict(settings),
         "versions": {
-            **{name: version(name) for name in ("circuit-tracing", "torch", "transformers")},
+            "circuit-tracing": package_version(),
+            **{name: version(name) for name in ("torch", "transformers")},
             "python": platform.python_version(),
         },
     }

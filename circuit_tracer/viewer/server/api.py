@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator
-from importlib.metadata import PackageNotFoundError, version
 from typing import Annotated, Any
 
 from fastapi import Depends, Query
@@ -13,6 +12,7 @@ from starlette.responses import Response
 
 from circuit_tracer.graph.files.read_json import require_as_written
 from circuit_tracer.graph.files.viewer_json import check_slug
+from circuit_tracer.version import package_version
 from circuit_tracer.viewer.server.columns import MOST_LINKS, MOST_NODES
 from circuit_tracer.viewer.server.graphs import labels_of
 from circuit_tracer.viewer.server.groups import offered_groups
@@ -237,14 +237,6 @@ async def events(job: Found, site: Served) -> AsyncIterator[JobReport]:
         if report.state != "running":
             return
         await asyncio.sleep(GLANCE)
-
-
-def package_version() -> str:
-    """The version that is installed."""
-    try:
-        return version("circuit-tracing")
-    except PackageNotFoundError:
-        return "unknown"
 
 
 def _whole(site: Site, slug: str) -> Any:

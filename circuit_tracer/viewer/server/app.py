@@ -8,8 +8,9 @@ from starlette.middleware import Middleware
 from starlette.requests import Request
 from starlette.responses import Response
 
+from circuit_tracer.version import package_version
 from circuit_tracer.viewer.bundle import STATIC
-from circuit_tracer.viewer.server.api import API, package_version
+from circuit_tracer.viewer.server.api import API
 from circuit_tracer.viewer.server.guard import POLICY, Guard
 from circuit_tracer.viewer.server.monitoring import MONITOR
 from circuit_tracer.viewer.server.neuronpedia import NEURONPEDIA
