@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from circuit_tracer.transcoders import loading
-from circuit_tracer.transcoders.loading import (
+from circuit_tracer.transcoders import loading_files
+from circuit_tracer.transcoders.loading_files import (
     load_gemma_scope_2_transcoder,
     load_gemma_scope_transcoder,
     load_transcoder,
@@ -55,7 +55,7 @@ def load_transcoder_set(
     """`transcoders.load_transcoder_set`, with circuit-tracer's order of arguments. `special_load_fn` has no effect: formats are
     told by the files.
     """
-    return loading.load_transcoder_set(
+    return loading_files.load_transcoder_set(
         transcoder_paths,
         scan,
         feature_input_hook,

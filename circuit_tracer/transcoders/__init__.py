@@ -13,16 +13,14 @@ from circuit_tracer.transcoders.cache import (
 )
 from circuit_tracer.transcoders.cache_entries import load_transcoders_from_cache, save_transcoders_to_cache
 from circuit_tracer.transcoders.cross_layer import CrossLayerTranscoder
-from circuit_tracer.transcoders.loading import (
+from circuit_tracer.transcoders.loading import load_transcoder_from_hub, load_transcoders, save_transcoders
+from circuit_tracer.transcoders.loading_files import (
     load_clt,
     load_gemma_scope_2_clt,
     load_gemma_scope_2_transcoder,
     load_gemma_scope_transcoder,
     load_transcoder,
-    load_transcoder_from_hub,
     load_transcoder_set,
-    load_transcoders,
-    save_transcoders,
 )
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
