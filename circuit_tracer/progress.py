@@ -117,7 +117,8 @@ class Line:
 
     On a terminal: one line, drawn by a thread of its own once ``patience`` seconds went by, and wiped when nothing is being
     done; with ``verbose`` at once, and stages that ended stay. Elsewhere: nothing, or, with ``verbose``, a line when a stage
-    begins, every few seconds, and when it ends. What others print meanwhile comes out above the line.
+    begins, every few seconds, and when it ends. What others print meanwhile comes out above the line. Where they stop in the
+    middle of one (a question, the hub's bar of a download), it waits: rich's display would hold that back until the line ends.
     """
 
     def __init__(self, stream: IO[str] | None = None, verbose: bool = False, patience: float = PATIENCE) -> None:
