@@ -98,7 +98,8 @@ def _conditions(record: dict[str, Any], name: str) -> str:
     busy = machine.get("others_busy_cores")
     where = [machine["cpu"], f"{machine['cores']} cores", *([f"torch {torch}"] if torch else [])]
     where += [] if busy is None else [f"others busy on {busy:.1f} of them"]
-    return f"`benchmarks/results/{name}.json`, {record['date']}, commit {record['commit']}, {', '.join(where)}: `{record['command']}`"
+    made = f"{record['date']}, commit {record['commit']}, {', '.join(where)}"
+    return f"`benchmarks/results/{name}.json`, {made}: `{record['command']}`"
 
 
 def _between(path: Path, made: str) -> str:

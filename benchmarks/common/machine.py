@@ -48,7 +48,7 @@ def command() -> str:
 
 
 class Used(NamedTuple):
-    """Processor seconds since the machine started, on a clock: of everybody, and of this process and its children that ended."""
+    """Processor seconds by a clock: of everybody, and of this process with those of its children that have ended."""
 
     clock: float
     everybody: float
