@@ -55,6 +55,16 @@ class DecoderRows:
             if self.written[layer].ptr[last] > self.written[layer].ptr[first]:
                 yield first, last, self.into_residual(layer, self.at_hook(layer, first, last), first, last)
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether rows are kept, one for each source."""
+        return bool(self._kept)
+
+    def bytes_until(self, n_pos: int) -> int:
+        """What the rows of the first `n_pos` positions take in all layers."""
+        row_bytes = self.transcoders.d_model * self._dtype.itemsize
+        return sum(written.ptr[n_pos] for written in self.written) * row_bytes
+
     def between(self, layer: int, first: int, last: int) -> Tensor:
         """The kept rows (n, D) of some positions, in the residual stream."""
         ptr = self.written[layer].ptr
