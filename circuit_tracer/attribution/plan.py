@@ -52,7 +52,7 @@ class MemoryPlan:
             "read decoder rows": {
                 "frozen prompt": made,
                 "decoder rows": kept,
-                "one layer's, being read": work.reading(self.keep_decoder_rows, self.chunk_bytes),
+                "one layer's, being read": work.reading(self.keep_decoder_rows, self.chunk_bytes, self.workers),
             },
             "compute edges": {
                 "frozen prompt": state,

@@ -159,7 +159,7 @@ def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
 def make_linear(task: Task, encoded: EncodedPrompt, plan: MemoryPlan) -> tuple[LinearPrompt, MemoryPlan]:
     """The prompt made linear, and the plan, in which decoder rows are read again if they did not fit."""
     return retrying(
-        lambda plan: linearise(encoded, task.model.transcoders, plan.keep_decoder_rows, plan.chunk_bytes),
+        lambda plan: linearise(encoded, task.model.transcoders, plan.keep_decoder_rows, plan.chunk_bytes, plan.workers),
         plan,
         lambda plan, _: plan.reading_again() if plan.keep_decoder_rows else None,
         task.device,

@@ -119,14 +119,17 @@ class TraceSizes:
             PIECE, self.features_a_layer * self.config.d_model * self.item
         )
 
-    def reading(self, keep_rows: bool, chunk: int) -> int:
-        """Beside the state and the rows kept: what a source layer writes to all others, or a chunk's rows (decoder_rows.py)."""
+    def reading(self, keep_rows: bool, chunk: int, workers: int = 1) -> int:
+        """Beside the state and the rows kept: what a source layer writes to all others, for each worker, or a chunk's rows
+        (decoder_rows.py).
+        """
         unique = self.active_LP.sum(1).clamp_max(self.features_a_layer)
         reach = (self.written_LP.sum(1) > self.active_LP.sum(1)).any()
         targets = torch.arange(len(unique), 0, -1) if reach else torch.ones_like(unique)
         row = self.config.d_model * self.item
         if keep_rows:
-            return int((unique * targets).max()) * row + 2 * int(self.active_LP.sum(1).max()) * row
+            of_workers = int((unique * targets).sort(descending=True).values[:workers].sum())
+            return of_workers * row + 2 * workers * int(self.active_LP.sum(1).max()) * row
         return 3 * self.gathered(chunk)
 
     def gathered(self, chunk: int) -> int:
