@@ -42,9 +42,14 @@ class FinishedRows:
         # columns of each step, to decide a step at a time
         self._of_step = [torch.nonzero(column_step == step).flatten() for step in range(n_steps)]
 
-    def add(self, edges: EdgeBlock, row: Tensor) -> None:
-        """Keep a block; `row` (T,) numbers its rows globally."""
-        self.blocks.append(FinishedBlock.of(edges, row, self.n_steps, self.keep_mass))
+    def finished(self, edges: EdgeBlock, row: Tensor) -> FinishedBlock:
+        """A block as it is kept; `row` (T,) numbers its rows globally."""
+        return FinishedBlock.of(edges, row, self.n_steps, self.keep_mass)
+
+    def add(self, block: FinishedBlock) -> None:
+        """Keep a block. At once: an interrupt keeps what is there."""
+        self.blocks.append(block)
+        self.mark(block.row)
 
     @property
     def expanded(self) -> Tensor:

@@ -26,6 +26,7 @@ from circuit_tracer.attribution.row_blocks import split_rows
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.kernels.contract import contract_, contract_each
 from circuit_tracer.models.frozen import FrozenNetwork
+from circuit_tracer.workers import go_on
 
 
 @dataclass(frozen=True)
@@ -72,32 +73,49 @@ class Sweep:
         self.start = [0, *torch.tensor([prompt.n_pos for prompt in prompts]).cumsum(0).tolist()]
         self.error = [_in_residual(prompt) for prompt in prompts]  # B x (L, P, D)
 
-    def blocks(self, targets: ReadOut, block_rows: int, wanted: Tensor | None = None) -> Iterator[EdgeBlock]:
-        """Edges of the `wanted` (T,) targets (None: all), at most `block_rows` at a time; results do not depend on it beyond
+    def split(self, targets: ReadOut, block_rows: int, numbers: int = 0, wanted: Tensor | None = None) -> list[Tensor]:
+        """Which of the `wanted` (T,) targets (None: all) are swept together (row_blocks.py): results do not depend on it beyond
         rounding.
 
         The targets are split as if all were wanted: what is left of them comes in the blocks in which it would have come.
         """
         step = self.prompts[0].sources.step(targets.layer, targets.of_attention)
-        for chosen in split_rows(step, targets.position, block_rows, targets.vector.shape[1]):
-            if len(left := chosen if wanted is None else chosen[wanted[chosen]]):
-                yield from self._block([(0, left, targets.take(left))])
+        blocks = split_rows(step, targets.position, block_rows, targets.vector.shape[1], numbers)
+        left = [chosen if wanted is None else chosen[wanted[chosen]] for chosen in blocks]
+        return [rows for rows in left if len(rows)]
 
-    def several(self, asked: Sequence[tuple[int, ReadOut]], block_rows: int) -> Iterator[tuple[int, EdgeBlock]]:
-        """Edges of targets of several prompts, each with the prompt's number, at most `block_rows` in flight: which of `asked`
-        a block belongs to, and the block.
+    def block(self, targets: ReadOut, rows: Tensor) -> EdgeBlock:
+        """Edges of some of the targets, of one prompt."""
+        return self._block([(0, rows, targets.take(rows))])[0]
+
+    def blocks(self, targets: ReadOut, block_rows: int) -> Iterator[EdgeBlock]:
+        """Edges of all targets, at most `block_rows` at a time."""
+        for rows in self.split(targets, block_rows):
+            yield self.block(targets, rows)
+
+    def split_several(
+        self, asked: Sequence[tuple[int, ReadOut]], block_rows: int, numbers: int = 0
+    ) -> list[list[tuple[int, Tensor]]]:
+        """The same for targets of several prompts, each with the prompt's number: of every block, which of `asked` it has
+        targets of, and which.
         """
         layer, position = (torch.cat([getattr(each, name) for _, each in asked]) for name in ("layer", "position"))
         counts = torch.tensor([len(each) for _, each in asked])
         first, of_row = counts.cumsum(0) - counts, torch.arange(len(asked)).repeat_interleave(counts)
-        for chosen in split_rows(layer, position, block_rows, asked[0][1].vector.shape[1]):
+        blocks = []
+        for chosen in split_rows(layer, position, block_rows, asked[0][1].vector.shape[1], numbers):
             order = torch.argsort(of_row[chosen], stable=True)  # a prompt's rows together, sorted by layer as they were
-            numbers, sizes = of_row[chosen].unique(return_counts=True)
-            members = []
-            for number, rows in zip(numbers.tolist(), chosen[order].split(sizes.tolist()), strict=True):
-                rows = rows - first[number]
-                members.append((asked[number][0], rows, asked[number][1].take(rows)))
-            yield from zip(numbers.tolist(), self._block(members), strict=True)
+            members, sizes = of_row[chosen].unique(return_counts=True)
+            each = zip(members.tolist(), chosen[order].split(sizes.tolist()), strict=True)
+            blocks.append([(member, rows - first[member]) for member, rows in each])
+        return blocks
+
+    def block_of_several(
+        self, asked: Sequence[tuple[int, ReadOut]], block: Sequence[tuple[int, Tensor]]
+    ) -> list[tuple[int, EdgeBlock]]:
+        """Edges of such a block: which of `asked` they belong to, and the edges."""
+        members = [(asked[member][0], rows, asked[member][1].take(rows)) for member, rows in block]
+        return list(zip([member for member, _ in block], self._block(members), strict=True))
 
     def _block(self, members: Sequence[tuple[int, Tensor, ReadOut]]) -> list[EdgeBlock]:
         """The blocks of some targets of each of some prompts: (prompt, which targets, what they read)."""
@@ -106,6 +124,7 @@ class Sweep:
         flight.join(network.n_layers)
         flight.join_stream(network.n_layers, True)
         for layer in reversed(range(network.n_layers)):
+            go_on()
             flight.multiply_(layer)
             flight.read_off(layer)
             if network.parallel and layer in replaced:

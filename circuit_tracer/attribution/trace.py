@@ -40,6 +40,7 @@ from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.neurons import Neurons
 from circuit_tracer.transcoders.stacked import Part, Stacked
 from circuit_tracer.version import package_version
+from circuit_tracer.workers import workers_on
 
 FEWER = (
     " The smallest neurons are sums that all but cancel: with fewer nodes (max_feature_nodes) the others are left out."
@@ -144,6 +145,7 @@ def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
             options.batch_size,
             options.may_keep_rows,
             bool(encoded.network.captured.patterns),
+            workers_on(task.device),
         )
     except ResourceError as error:
         refused = error
@@ -159,7 +161,7 @@ def make_linear(task: Task, encoded: EncodedPrompt, plan: MemoryPlan) -> tuple[L
     return retrying(
         lambda plan: linearise(encoded, task.model.transcoders, plan.keep_decoder_rows, plan.chunk_bytes),
         plan,
-        lambda plan, _: replace(plan, keep_decoder_rows=False) if plan.keep_decoder_rows else None,
+        lambda plan, _: plan.reading_again() if plan.keep_decoder_rows else None,
         task.device,
     )
 
