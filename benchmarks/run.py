@@ -66,6 +66,7 @@ CPU = (
         ("smollm2-hf", "clt-2048", "peer"),
         10,
     ),
+    Benchmark("busy", "tracing.busy", f"--model {MODEL} --transcoders {WIDE}", ("smollm2-hf", "clt-2048"), 4),
     Benchmark("memory", "tracing.memory_plan", f"--model {MODEL} --transcoders {{WORK}}", (*SMALL, "clt-2048"), 15),
     Benchmark(
         "long-prompts",

@@ -5,9 +5,9 @@ nothing of each other are better done whole, each by one thread: on a busy machi
 the others go on. So there are as many workers as torch may use threads, and each has one of these.
 
 What torch 2.13 does with the number (`torch.set_num_threads`): OpenMP and MKL keep it for each thread, and it is set by a call
-from that thread; a thread that computes for the first time begins with what was set last, by whichever thread. So a worker
-that sets one leaves every other thread as it was, except for those that begin before the number is set again, which is done
-as soon as workers have begun.
+from that thread. A thread that computes, or asks for the number, for the first time takes what was set last, by whichever
+thread, even if it has set a number itself: so a worker asks, and then sets one. That leaves every other thread as it was,
+except for those that begin before the number is set again, which is done as soon as workers have begun.
 """
 
 from __future__ import annotations
@@ -185,6 +185,7 @@ class _Crew(Generic[Piece, Result]):
         """What a worker does: pieces and parts of others' pieces, until there can be no more."""
         if self.stopped:
             return
+        torch.get_num_threads()  # or the first operation here would take the number that was set last, by whomever
         torch.set_num_threads(1)
         self.begun.release()
         _here.crew = self

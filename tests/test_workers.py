@@ -54,7 +54,12 @@ def test_workers_have_one_thread_of_torch_and_others_keep_theirs() -> None:
     torch.set_num_threads(3)
     assert workers_on(CPU) == 3
     assert workers_on(torch.device("meta")) == 1
-    seen = list(in_order(lambda _: (torch.get_num_threads(), threading.get_ident()), range(6), 3))
+
+    def ask(_: int) -> tuple[int, int]:
+        time.sleep(0.01)  # until all have begun, and the number is set again
+        return torch.get_num_threads(), threading.get_ident()
+
+    seen = list(in_order(ask, range(6), 3))
     assert {count for count, _ in seen} == {1}
     assert threading.get_ident() not in {thread for _, thread in seen}
     assert torch.get_num_threads() == 3

@@ -55,6 +55,7 @@ PAGES = (
         (
             Section("speed", "Against circuit-tracer 0.5.0", results.speed),
             Section("speed_cuda", "`attribute()` on a GPU", results.against_peer),
+            Section("busy", "A busy machine", results.busy),
             Section("long_prompts", "Long prompts", results.long_prompts),
             Section("memory_plan", "Memory: planned and taken", results.memory),
             Section("gemma_shaped_cuda", "6,000 tokens on a GPU", results.gemma_shaped),

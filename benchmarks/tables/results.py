@@ -43,6 +43,27 @@ def startup(record: Record) -> list[str]:
 ENGINES = {"ours": "this engine", "peer": "circuit-tracer 0.5.0"}
 
 
+def busy(record: Record) -> list[str]:
+    """Seconds of a trace beside processes that never wait."""
+    rows = [
+        [
+            str(line["loops"]),
+            f"{line['first']:.2f} s",
+            f"{line['first_ratio']:.2f}",
+            f"{line['warm']:.2f} s",
+            f"{line['warm_ratio']:.2f}",
+            f"{line['peak_gb']:.2f} GB",
+        ]
+        for line in record["lines"]
+    ]
+    head = ["busy processes", "first call", "times quiet", "later calls", "times quiet", "peak"]
+    return [
+        f"`attribute()` with {record['threads']} threads, {record['rows']} features expanded; graphs are equal to the bit.",
+        "",
+        *table(head, rows),
+    ]
+
+
 def long_prompts(record: Record) -> list[str]:
     """Time and memory by length of the prompt, beside the law."""
     rows = [
