@@ -76,6 +76,7 @@ CPU = (
         30,
     ),
     Benchmark("kernels", "kernels.speed", "", (), 5),
+    Benchmark("kernels-compiled", "kernels.compiled", "", (), 4),
     Benchmark(
         "viewer",
         "viewer",

@@ -1,7 +1,7 @@
 """How many programs of a kernel a multiprocessor holds, from what one takes; and the least time, from what all of them do.
 
-A multiprocessor has 65,536 registers, room for so many warps and programs, shared memory, and on Blackwell 512 columns of tensor
-memory. Registers are given out to warps, 256 at a time; each program's shared memory costs 1 KB more than it asks for.
+A multiprocessor has 65,536 registers, room for so many warps and programs, shared memory, and on Blackwell 512 columns of
+tensor memory. Registers are given out to warps, 256 at a time; each program's shared memory costs 1 KB more than it asks for.
 """
 
 from __future__ import annotations

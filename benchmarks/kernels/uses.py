@@ -1,7 +1,7 @@
 """Where kernels are used, at the shapes that occur, on tensors without memory ("meta"): what `compiled.py` compiles and counts.
 
-A use knows the operations (multiplications and additions) that its result takes, and the bytes that no implementation can avoid:
-every input read and every result written once; of a decoder a row for each entry, as if no cache held it.
+A use knows the operations (multiplications and additions) that its result takes, and the bytes that no implementation can
+avoid: every input read and every result written once; of a decoder a row for each entry, as if no cache held it.
 
 Letters: B tokens, D width, F features, C columns, n entries, k of a token; T rows in flight, P positions, H heads, K kv heads,
 d d_head, O = H * d, V = K * d.
@@ -124,12 +124,12 @@ def _attention(model: Model) -> Iterator[Use]:
     yield Use("attend_back mix", model.name, shape, launch, 2 * T * model.heads * d * below, kind,
               nbytes(z, mixed) + 4 * model.heads * below)  # fmt: skip
     for dtype, made in ((F32, "digits"), (BF16, "split")):
-        n, O, V = T * P, model.heads * d, model.kv_heads * d
-        g, digits = new(n, model.width), new(3 if dtype is F32 else 1, model.width, O, dtype=BF16)
-        launch = _run(projections._project_op, new(n, O), g, digits, False)
-        shape = f"{n} x {model.width} x {O}, {str(dtype)[6:]} weights"
-        yield Use("attend_back project", model.name, shape, launch, 2.0 * n * model.width * O, made,
-                  nbytes(g, digits) + 4.0 * n * O)  # fmt: skip
+        n, n_out, V = T * P, model.heads * d, model.kv_heads * d
+        g, digits = new(n, model.width), new(3 if dtype is F32 else 1, model.width, n_out, dtype=BF16)
+        launch = _run(projections._project_op, new(n, n_out), g, digits, False)
+        shape = f"{n} x {model.width} x {n_out}, {str(dtype)[6:]} weights"
+        yield Use("attend_back project", model.name, shape, launch, 2.0 * n * model.width * n_out, made,
+                  nbytes(g, digits) + 4.0 * n * n_out)  # fmt: skip
         digits = new(len(digits), V, model.width, dtype=BF16)
         launch = _run(projections._project_op, g, new(n, V), digits, True)
         shape = f"{n} x {V} x {model.width}, added, {str(dtype)[6:]} weights"

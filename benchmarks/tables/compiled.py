@@ -7,12 +7,12 @@ from typing import Any
 from benchmarks.tables.markdown import table
 
 ABOUT = (
-    "Compiled, not run: no GPU was there. A cell is registers of a thread, kilobytes of shared memory, and programs × warps of "
-    "each that a multiprocessor holds at once (of 64 warps), with what there is not enough for one more of; of the configurations "
-    "that the kernel is tuned over, the one with the most warps. Configurations whose registers spill, or for which there is no "
-    "room, are left out when a kernel is tuned: how many of all in the last column, for the three together. Least times are "
-    "operations and bytes over the data sheet's rates of an H200 (4.8 TB/s; 990 TFLOP/s in bfloat16, 495 in TF32); products of digits count "
-    "as often as they are made."
+    "Compiled, not run: no GPU was there. A cell is registers of a thread, kilobytes of shared memory, and programs × warps "
+    "of each that a multiprocessor holds at once (of 64 warps), with what there is not enough of for one more; of the "
+    "configurations that the kernel is tuned over, the one with the most warps. Those whose registers spill, or for which "
+    "there is no room, are left out by the tuning: how many of all, for the three together, says the last column. Least times "
+    "are operations and bytes over the data sheet's rates of an H200 (4.8 TB/s; 990 TFLOP/s in bfloat16, 495 in TF32); "
+    "products of digits count as often as they are made."
 )
 
 

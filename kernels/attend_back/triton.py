@@ -1,8 +1,8 @@
 """`attend_back_` and `attend_back_recomputed_` with Triton kernels, for CUDA tensors (derivation and costs: README.md).
 
-Projections of float32 rows are a kernel of their own (`projections.py`), others matrix products of torch. The sum over queries is one kernel, for a stored pattern and for a strip of keys of
-one made anew. Each element has one program: no atomics, two runs are bitwise equal. Written from the description in README.md;
-no other implementation served as a model.
+Projections of float32 rows are a kernel (`projections.py`), others matrix products of torch. The sum over queries is one
+kernel, for a stored pattern and for a strip of keys of one made anew. Each element has one program: no atomics, two runs are
+bitwise equal. Written from the description in README.md; no other implementation served as a model.
 
 Letters: T rows in flight, P positions, D d_model, H heads, K key/value heads, d d_head, O = H * d, V = K * d,
 Q queries and S keys of a strip.

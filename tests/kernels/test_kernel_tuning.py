@@ -10,8 +10,9 @@ from typing import Any
 import pytest
 import torch
 
-triton = pytest.importorskip("triton", reason="triton is not installed here")
+pytest.importorskip("triton", reason="triton is not installed here")
 
+import triton
 from triton.runtime.errors import OutOfResources
 
 from circuit_tracer.kernels import tuning
@@ -68,23 +69,28 @@ def test_the_fastest_is_launched_and_the_next_process_knows_it(timed: list[int],
     first = tuned(16, 64, 32)
     first[(1,)](out, 100, 8)
     first[(1,)](out, 101, 8)  # the same kind
-    assert timed == [16, 64, 32] and first.fn.launched[-2:] == [64, 64]
+    assert timed == [16, 64, 32]
+    assert first.fn.launched[-2:] == [64, 64]
     [record] = kept(tmp_path)
     assert json.loads(record.read_text())["number"] == 1
     second = tuned(16, 64, 32)
     second[(1,)](out, 100, 8)
-    assert len(timed) == 3 and second.fn.launched == [64]
+    assert len(timed) == 3
+    assert second.fn.launched == [64]
     assert not [path for path in record.parent.iterdir() if path != record]
 
 
-@pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"number": 3}', b'{"number": true}', b'{"number": "1"}', b"\xff"])
+@pytest.mark.parametrize(
+    "broken", [b"", b"{", b"[]", b'{"number": 3}', b'{"number": true}', b'{"number": "1"}', b"\xff"]
+)
 def test_a_broken_file_is_as_good_as_none(broken: bytes, timed: list[int], tmp_path: Path) -> None:
     tuned(16, 64, 32)[(1,)](torch.zeros(2), 100, 8)
     [record] = kept(tmp_path)
     record.write_bytes(broken)
     again = tuned(16, 64, 32)
     again[(1,)](torch.zeros(2), 100, 8)
-    assert len(timed) == 6 and again.fn.launched[-1] == 64
+    assert len(timed) == 6
+    assert again.fn.launched[-1] == 64
     assert json.loads(record.read_text())["number"] == 1
 
 
@@ -101,13 +107,15 @@ def test_what_a_choice_depends_on_has_a_file_of_its_own(timed: list[int], tmp_pa
     tuned(16, 64)[(1,)](out, 100, 8)
     monkeypatch.setattr(Kernel, "cache_key", "changed")
     tuned(16, 64)[(1,)](out, 100, 8)
-    assert len(kept(tmp_path)) == 8 and len(timed) == 16
+    assert len(kept(tmp_path)) == 8
+    assert len(timed) == 16
 
 
 def test_what_has_no_room_or_spills_is_left_out(timed: list[int]) -> None:
     some = tuned(16, 2048, 64, 32, spills=64)
     some[(1,)](torch.zeros(2), 100, 8)
-    assert timed == [16, 32] and some.fn.launched[-1] == 32
+    assert timed == [16, 32]
+    assert some.fn.launched[-1] == 32
     only = tuned(64, 2048, spills=64)
     only[(1,)](torch.zeros(2), 100, 8)
     assert only.fn.launched[-1] == 64
@@ -131,14 +139,16 @@ def test_no_folder_costs_time_only(
     monkeypatch.setenv("CIRCUIT_TRACER_CACHE_DIR", str(tmp_path / "file"))
     one = tuned(16, 64)
     one[(1,)](torch.zeros(2), 100, 8)
-    assert one.fn.launched[-1] == 64 and "cannot keep" in caplog.text
+    assert one.fn.launched[-1] == 64
+    assert "cannot keep" in caplog.text
 
 
 def test_nothing_is_timed_while_a_graph_is_captured(timed: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     one = tuned(16, 64)
     one[(1,)](torch.zeros(2), 100, 8)
-    assert not timed and one.fn.launched == [16]
+    assert not timed
+    assert one.fn.launched == [16]
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     one[(1,)](torch.zeros(2), 100, 8)
     assert timed == [16, 64]

@@ -47,7 +47,8 @@ def test_every_element_is_within_the_bound(shape: tuple[int, int, int], dtype: t
 def test_three_digits_are_the_number(exponent: int) -> None:
     number = torch.randn(64, 64, generator=torch.Generator().manual_seed(0)) * 2.0**exponent
     digits = digits_of(number)
-    assert digits.dtype is torch.bfloat16 and digits.shape == (3, 64, 64)
+    assert digits.dtype is torch.bfloat16
+    assert digits.shape == (3, 64, 64)
     assert torch.equal(digits.double().sum(0), number.double())
     assert digits_of(number.bfloat16()).shape == (1, 64, 64)
 
@@ -68,7 +69,9 @@ def test_what_is_not_finite_stays_so_and_in_its_row() -> None:
     out, row, weight = draw(4, 20, 5, torch.float32)
     row[1, 3], row[2, 4] = torch.inf, torch.nan
     found, expected = projected(out, row, weight), row @ weight
-    assert bool(found[1].isinf().all()) and torch.equal(found[1], expected[1]) and bool(found[2].isnan().all())
+    assert bool(found[1].isinf().all())
+    assert torch.equal(found[1], expected[1])
+    assert bool(found[2].isnan().all())
     assert bool(found[[0, 3]].isfinite().all())
 
 
@@ -77,4 +80,5 @@ def test_weights_may_be_transposed_and_results_part_of_more() -> None:
     wide = torch.zeros(6, 20, device=DEVICE)
     project_(wide[:, 3:12], row.to(DEVICE), weight.T.contiguous().T.to(DEVICE))
     assert torch.equal(wide[:, 3:12].cpu(), projected(out, row, weight))
-    assert not wide[:, :3].any() and not wide[:, 12:].any()
+    assert not wide[:, :3].any()
+    assert not wide[:, 12:].any()
