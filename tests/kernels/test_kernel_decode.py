@@ -10,9 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from circuit_tracer.kernels.decode import _gathered_dots, decode_, gradients, value_gradients, weight_gradients
+from circuit_tracer.kernels.decode import decode_, gradients, value_gradients, weight_gradients
 from circuit_tracer.kernels.decode import naive as specification
 from circuit_tracer.kernels.decode.cases import PATTERNS, draw
+from circuit_tracer.kernels.decode.columns import gathered_dots
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 Dtypes = tuple[torch.dtype, torch.dtype]
@@ -242,8 +243,8 @@ def test_a_token_does_not_depend_on_its_neighbours(dtypes: Dtypes) -> None:
 @each_dtype
 @pytest.mark.parametrize("columns", [1, 7, 64])
 def test_chunks_of_columns_change_nothing(dtypes: Dtypes, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuit_tracer.kernels.decode.MIN_CHUNK", columns)
-    monkeypatch.setattr("circuit_tracer.kernels.decode.CHUNK_BYTES", 1)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.MIN_CHUNK", columns)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.CHUNK_BYTES", 1)
     assert_specified(draw(9, 37, 123, dtypes), dtypes)
 
 
@@ -254,8 +255,8 @@ def test_gathering_gives_the_same_dot_products(
     dtypes: Dtypes, pattern: str, bytes_at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of devices that have no sampled products."""
-    monkeypatch.setattr("circuit_tracer.kernels.decode.GATHERED_BYTES", bytes_at_a_time)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.GATHERED_BYTES", bytes_at_a_time)
     problem = draw(9, 37, 123, dtypes, pattern)
     expected = specification.value_gradients(*exact(problem))
     if len(expected):
-        assert_close(_gathered_dots(*problem), expected, TOLERANCE[dtypes])
+        assert_close(gathered_dots(*problem), expected, TOLERANCE[dtypes])
