@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.decode import columns
@@ -27,6 +26,7 @@ def decode_(out_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> No
         weight_FC: (F, C) of any floating dtype.
 
     Examples:
+        >>> import torch
         >>> from circuit_tracer.kernels.decode import decode_
         >>> from circuit_tracer.kernels.sparse_activations import SparseActivations
         >>> token, feature, value = torch.tensor([0, 1]), torch.tensor([2, 0]), torch.tensor([1.0, 3.0])

@@ -1,7 +1,8 @@
 """The sparse decoder products without Triton: a few columns at a time, packed (README.md, "On a CPU").
 
 Every entry reads a row. Rows of all columns would come from memory for each; a chunk of columns of all rows stays in a core's
-cache, once it is copied to one place: in the whole array its rows lie a page apart.
+cache, once it is copied to one place: in the whole array its rows lie a page apart. Workers take chunks; no sum depends on how
+many workers there are.
 
 Letters: B tokens, F features, C columns, n entries, w columns of a chunk.
 """
@@ -9,8 +10,10 @@ Letters: B tokens, F features, C columns, n entries, w columns of a chunk.
 from __future__ import annotations
 
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -18,13 +21,18 @@ from torch.nn import functional
 
 from circuit_tracer.kernels.csr import csr
 from circuit_tracer.kernels.sparse_activations import SparseActivations
+from circuit_tracer.workers import in_order, workers_on
 
 # What all rows of a chunk take, in a core's second cache beside what is made of them, and the fewest columns of one.
 CHUNK_BYTES = 3 * 2**19
-MIN_CHUNK = 192
+MIN_CHUNK = 128
 # Chunks whose dot products are summed one after the other; these sums are added in their order.
 DOTS_TOGETHER = 4
 GATHERED_BYTES = 128 * 2**20
+LEAST_WORK = 2**22  # products of a number and a number; with fewer, workers take longer to begin than they save
+
+Piece = TypeVar("Piece")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -35,6 +43,11 @@ class Written:
     weight_FC: Tensor
     start: int
 
+    @property
+    def stop(self) -> int:
+        """The column behind the last."""
+        return self.start + self.weight_FC.shape[1]
+
 
 def decode_(out_BC: Tensor, sources: Sequence[Written]) -> None:
     """`decode.decode_sources_`: all sources of a chunk one after the other, while its sums are in the cache."""
@@ -42,33 +55,46 @@ def decode_(out_BC: Tensor, sources: Sequence[Written]) -> None:
     if not sources:
         return
     bags = [_Bags.of_rows(one.entries, out_BC.dtype) for one in sources]
-    for columns in chunks(out_BC, max(one.entries.n_features for one in sources)):
-        sums_Bw = _packed("sums", out_BC, columns, out_BC.dtype)
-        for one, of_rows in zip(sources, bags, strict=True):
-            first, last = max(columns.start, one.start), min(columns.stop, one.start + one.weight_FC.shape[1])
-            if first < last:
-                rows_Fw = _packed("weights", one.weight_FC, slice(first - one.start, last - one.start), out_BC.dtype)
-                sums_Bw[:, first - columns.start : last - columns.start] += of_rows.sums(rows_Fw)
-        out_BC[:, columns] = sums_Bw
+
+    def add(columns: slice) -> None:
+        with _packing() as memory:
+            sums_Bw = memory.packed("sums", out_BC, columns, out_BC.dtype)
+            for one, of_rows in zip(sources, bags, strict=True):
+                first, last = max(columns.start, one.start), min(columns.stop, one.stop)
+                if first < last:
+                    theirs = slice(first - one.start, last - one.start)
+                    rows_Fw = memory.packed("weights", one.weight_FC, theirs, out_BC.dtype)
+                    sums_Bw[:, first - columns.start : last - columns.start] += of_rows.sums(rows_Fw)
+            out_BC[:, columns] = sums_Bw
+
+    n_features = max(one.entries.n_features for one in sources)
+    work = sum(one.entries.feature.shape[0] * one.weight_FC.shape[1] for one in sources)
+    _made(add, chunks(out_BC, n_features), work, out_BC.device)
 
 
 def value_gradients(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
     """`decode.value_gradients`."""
-    if not entries.feature.shape[0]:
+    n = entries.feature.shape[0]
+    if not n:
         return grad_BC.new_zeros(0)
     if grad_BC.device.type != "cpu":
         return gathered_dots(grad_BC, entries, weight_FC)
     shape = (entries.n_rows, entries.n_features)
-    zero = csr(entries.row_ptr, entries.feature, grad_BC.new_zeros(entries.feature.shape[0]), shape)
+
+    def of_group(group: Sequence[slice]) -> Tensor:
+        dots = csr(entries.row_ptr, entries.feature, grad_BC.new_zeros(n), shape)
+        with _packing() as memory:
+            for columns in group:
+                grad_Bw = memory.packed("gradients", grad_BC, columns, grad_BC.dtype)
+                rows_Fw = memory.packed("weights", weight_FC, columns, grad_BC.dtype)
+                torch.sparse.sampled_addmm(dots, grad_Bw, rows_Fw.T, out=dots)  # a new one would be a copy first
+        return dots.values()
+
     all_columns = chunks(grad_BC, max(shape))
-    total_n = grad_BC.new_zeros(entries.feature.shape[0])
-    for first in range(0, len(all_columns), DOTS_TOGETHER):
-        dots = zero
-        for columns in all_columns[first : first + DOTS_TOGETHER]:
-            grad_Bw = _packed("gradients", grad_BC, columns, grad_BC.dtype)
-            rows_Fw = _packed("weights", weight_FC, columns, grad_BC.dtype)
-            dots = torch.sparse.sampled_addmm(dots, grad_Bw, rows_Fw.T)
-        total_n += dots.values()
+    groups = [all_columns[first : first + DOTS_TOGETHER] for first in range(0, len(all_columns), DOTS_TOGETHER)]
+    total_n, *others = _made(of_group, groups, n * grad_BC.shape[1], grad_BC.device)
+    for dots_n in others:
+        total_n += dots_n
     return total_n
 
 
@@ -78,8 +104,13 @@ def weight_gradients(grad_BC: Tensor, entries: SparseActivations, start: int, st
     if bags is None:
         out_nC.zero_()
         return
-    for columns in chunks(grad_BC, grad_BC.shape[0]):
-        out_nC[:, columns] = bags.sums(_packed("gradients", grad_BC, columns, grad_BC.dtype))
+
+    def write(columns: slice) -> None:
+        with _packing() as memory:
+            out_nC[:, columns] = bags.sums(memory.packed("gradients", grad_BC, columns, grad_BC.dtype))
+
+    work = bags.index_n.shape[0] * grad_BC.shape[1]
+    _made(write, chunks(grad_BC, grad_BC.shape[0]), work, grad_BC.device)
 
 
 def gathered_dots(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
@@ -99,6 +130,13 @@ def chunks(like_BC: Tensor, n_rows: int) -> list[slice]:
     if like_BC.device.type != "cpu":
         width = max(1, n_columns)
     return [slice(start, min(start + width, n_columns)) for start in range(0, n_columns, width)]
+
+
+def _made(
+    work: Callable[[Piece], Result], pieces: Sequence[Piece], products: int, device: torch.device
+) -> list[Result]:
+    """What workers make of pieces, once all is made: what torch spreads over its threads would wait for a busy core."""
+    return list(in_order(work, pieces, workers_on(device) if products >= LEAST_WORK else 1))
 
 
 @dataclass(frozen=True)
@@ -131,22 +169,34 @@ class _Bags:
         )
 
 
-class _Memory(threading.local):
-    """Where a thread packs chunks: fresh memory would cost several times what copying costs."""
+class _Memory:
+    """Where a worker packs chunks: fresh memory would cost several times what copying costs."""
 
     def __init__(self) -> None:
         self.held: dict[tuple[str, torch.dtype], Tensor] = {}
 
+    def packed(self, name: str, rows_RC: Tensor, columns: slice, dtype: torch.dtype) -> Tensor:
+        """Some columns of all rows in one piece and this dtype: void once others are packed under this name."""
+        part_Rw = rows_RC[:, columns]
+        if part_Rw.device.type != "cpu" or (part_Rw.dtype == dtype and part_Rw.is_contiguous()):
+            return part_Rw.to(dtype)
+        held = self.held.get((name, dtype))
+        if held is None or held.numel() < part_Rw.numel():
+            held = self.held[name, dtype] = part_Rw.new_empty(part_Rw.numel(), dtype=dtype)
+        return held[: part_Rw.numel()].view(part_Rw.shape).copy_(part_Rw)
 
-_memory = _Memory()
+
+_free: list[_Memory] = []  # as many as workers were ever at work together
+_taking = threading.Lock()
 
 
-def _packed(name: str, rows_RC: Tensor, columns: slice, dtype: torch.dtype) -> Tensor:
-    """Some columns of all rows in one piece and this dtype: void once the thread packs others under this name."""
-    part_Rw = rows_RC[:, columns]
-    if part_Rw.dtype == dtype and (part_Rw.is_contiguous() or part_Rw.device.type != "cpu"):
-        return part_Rw
-    held = _memory.held.get((name, dtype))
-    if held is None or held.numel() < part_Rw.numel() or held.device != part_Rw.device:
-        held = _memory.held[name, dtype] = part_Rw.new_empty(part_Rw.numel(), dtype=dtype)
-    return held[: part_Rw.numel()].view(part_Rw.shape).copy_(part_Rw)
+@contextmanager
+def _packing() -> Iterator[_Memory]:
+    """A worker's memory, as another one left it."""
+    with _taking:
+        memory = _free.pop() if _free else _Memory()
+    try:
+        yield memory
+    finally:
+        with _taking:
+            _free.append(memory)
