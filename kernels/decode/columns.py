@@ -10,8 +10,7 @@ Letters: B tokens, F features, C columns, n entries, w columns of a chunk.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -27,7 +26,7 @@ from circuit_tracer.workers import in_order, workers_on
 CHUNK_BYTES = 3 * 2**19
 MIN_CHUNK = 128
 # Chunks whose dot products are summed one after the other; these sums are added in their order.
-DOTS_TOGETHER = 4
+DOTS_TOGETHER = 2
 GATHERED_BYTES = 128 * 2**20
 LEAST_WORK = 2**22  # products of a number and a number; with fewer, workers take longer to begin than they save
 
@@ -43,10 +42,13 @@ class Written:
     weight_FC: Tensor
     start: int
 
-    @property
-    def stop(self) -> int:
-        """The column behind the last."""
-        return self.start + self.weight_FC.shape[1]
+    def part(self, columns: slice) -> tuple[slice, Tensor] | None:
+        """Which of some columns of out it writes to, counted from their first, and with which of its weights."""
+        first, last = max(columns.start, self.start), min(columns.stop, self.start + self.weight_FC.shape[1])
+        if first >= last:
+            return None
+        mine = slice(first - columns.start, last - columns.start)
+        return mine, self.weight_FC[:, first - self.start : last - self.start]
 
 
 def decode_(out_BC: Tensor, sources: Sequence[Written]) -> None:
@@ -55,21 +57,21 @@ def decode_(out_BC: Tensor, sources: Sequence[Written]) -> None:
     if not sources:
         return
     bags = [_Bags.of_rows(one.entries, out_BC.dtype) for one in sources]
+    all_columns = chunks(out_BC, max(one.entries.n_features for one in sources))
+    pieces = [(out_BC[:, columns], [one.part(columns) for one in sources]) for columns in all_columns]
 
-    def add(columns: slice) -> None:
-        with _packing() as memory:
-            sums_Bw = memory.packed("sums", out_BC, columns, out_BC.dtype)
-            for one, of_rows in zip(sources, bags, strict=True):
-                first, last = max(columns.start, one.start), min(columns.stop, one.stop)
-                if first < last:
-                    theirs = slice(first - one.start, last - one.start)
-                    rows_Fw = memory.packed("weights", one.weight_FC, theirs, out_BC.dtype)
-                    sums_Bw[:, first - columns.start : last - columns.start] += of_rows.sums(rows_Fw)
-            out_BC[:, columns] = sums_Bw
+    def add(piece: tuple[Tensor, list[tuple[slice, Tensor] | None]]) -> None:
+        memory, (out_Bw, parts) = _mine.lent.memory, piece
+        sums_Bw = memory.packed("sums", out_Bw, out_Bw.dtype)
+        for part, of_rows in zip(parts, bags, strict=True):
+            if part is not None:
+                columns, weight_Fw = part
+                sums_Bw[:, columns].add_(of_rows.sums(memory.packed("weights", weight_Fw, out_Bw.dtype)))
+        if sums_Bw is not out_Bw:
+            out_Bw.copy_(sums_Bw)
 
-    n_features = max(one.entries.n_features for one in sources)
     work = sum(one.entries.feature.shape[0] * one.weight_FC.shape[1] for one in sources)
-    _made(add, chunks(out_BC, n_features), work, out_BC.device)
+    _made(add, pieces, work, out_BC.device)
 
 
 def value_gradients(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
@@ -81,17 +83,16 @@ def value_gradients(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tens
         return gathered_dots(grad_BC, entries, weight_FC)
     shape = (entries.n_rows, entries.n_features)
 
-    def of_group(group: Sequence[slice]) -> Tensor:
-        dots = csr(entries.row_ptr, entries.feature, grad_BC.new_zeros(n), shape)
-        with _packing() as memory:
-            for columns in group:
-                grad_Bw = memory.packed("gradients", grad_BC, columns, grad_BC.dtype)
-                rows_Fw = memory.packed("weights", weight_FC, columns, grad_BC.dtype)
-                torch.sparse.sampled_addmm(dots, grad_Bw, rows_Fw.T, out=dots)  # a new one would be a copy first
+    def of_group(group: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+        memory, dots = _mine.lent.memory, csr(entries.row_ptr, entries.feature, grad_BC.new_zeros(n), shape)
+        for grad_Bw, weight_Fw in group:
+            packed_Bw = memory.packed("gradients", grad_Bw, grad_BC.dtype)
+            packed_Fw = memory.packed("weights", weight_Fw, grad_BC.dtype)
+            torch.sparse.sampled_addmm(dots, packed_Bw, packed_Fw.T, out=dots)  # a new one would be a copy first
         return dots.values()
 
-    all_columns = chunks(grad_BC, max(shape))
-    groups = [all_columns[first : first + DOTS_TOGETHER] for first in range(0, len(all_columns), DOTS_TOGETHER)]
+    pairs = [(grad_BC[:, columns], weight_FC[:, columns]) for columns in chunks(grad_BC, max(shape))]
+    groups = [pairs[first : first + DOTS_TOGETHER] for first in range(0, len(pairs), DOTS_TOGETHER)]
     total_n, *others = _made(of_group, groups, n * grad_BC.shape[1], grad_BC.device)
     for dots_n in others:
         total_n += dots_n
@@ -105,12 +106,12 @@ def weight_gradients(grad_BC: Tensor, entries: SparseActivations, start: int, st
         out_nC.zero_()
         return
 
-    def write(columns: slice) -> None:
-        with _packing() as memory:
-            out_nC[:, columns] = bags.sums(memory.packed("gradients", grad_BC, columns, grad_BC.dtype))
+    def write(piece: tuple[Tensor, Tensor]) -> None:
+        out_nw, grad_Bw = piece
+        out_nw.copy_(bags.sums(_mine.lent.memory.packed("gradients", grad_Bw, grad_BC.dtype)))
 
-    work = bags.index_n.shape[0] * grad_BC.shape[1]
-    _made(write, chunks(grad_BC, grad_BC.shape[0]), work, grad_BC.device)
+    pieces = [(out_nC[:, columns], grad_BC[:, columns]) for columns in chunks(grad_BC, grad_BC.shape[0])]
+    _made(write, pieces, bags.index_n.shape[0] * grad_BC.shape[1], grad_BC.device)
 
 
 def gathered_dots(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
@@ -175,28 +176,41 @@ class _Memory:
     def __init__(self) -> None:
         self.held: dict[tuple[str, torch.dtype], Tensor] = {}
 
-    def packed(self, name: str, rows_RC: Tensor, columns: slice, dtype: torch.dtype) -> Tensor:
+    def packed(self, name: str, part_Rw: Tensor, dtype: torch.dtype) -> Tensor:
         """Some columns of all rows in one piece and this dtype: void once others are packed under this name."""
-        part_Rw = rows_RC[:, columns]
         if part_Rw.device.type != "cpu" or (part_Rw.dtype == dtype and part_Rw.is_contiguous()):
             return part_Rw.to(dtype)
         held = self.held.get((name, dtype))
-        if held is None or held.numel() < part_Rw.numel():
-            held = self.held[name, dtype] = part_Rw.new_empty(part_Rw.numel(), dtype=dtype)
-        return held[: part_Rw.numel()].view(part_Rw.shape).copy_(part_Rw)
+        if held is None or held.shape != part_Rw.shape:
+            if held is None or held.untyped_storage().nbytes() < part_Rw.numel() * held.element_size():
+                held = part_Rw.new_empty(part_Rw.numel(), dtype=dtype)
+            held = held.as_strided(part_Rw.shape, (part_Rw.shape[1], 1))
+            self.held[name, dtype] = held
+        return held.copy_(part_Rw)
 
 
-_free: list[_Memory] = []  # as many as workers were ever at work together
-_taking = threading.Lock()
+_free: list[_Memory] = []  # of threads that have ended
 
 
-@contextmanager
-def _packing() -> Iterator[_Memory]:
-    """A worker's memory, as another one left it."""
-    with _taking:
-        memory = _free.pop() if _free else _Memory()
-    try:
-        yield memory
-    finally:
-        with _taking:
-            _free.append(memory)
+class _Mine(threading.local):
+    """A thread keeps its memory, which is in its core's cache, from piece to piece, and leaves it to a later thread."""
+
+    def __init__(self) -> None:
+        try:
+            memory = _free.pop()
+        except IndexError:
+            memory = _Memory()
+        self.lent = _Lent(memory, _free)
+
+
+class _Lent:
+    """Goes when its thread goes."""
+
+    def __init__(self, memory: _Memory, free: list[_Memory]) -> None:
+        self.memory, self.free = memory, free
+
+    def __del__(self) -> None:
+        self.free.append(self.memory)
+
+
+_mine = _Mine()
