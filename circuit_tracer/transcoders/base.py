@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.kernels.encode.kept import Kept
 from circuit_tracer.transcoders import encoding
 from circuit_tracer.transcoders.activations import Activation, Selected
 from circuit_tracer.transcoders.active import ActiveFeatures
@@ -33,12 +34,19 @@ class LazyModule(FrozenModule):
     def __init__(self) -> None:
         super().__init__()
         self._mapped: dict[str, list[MappedRows]] = {}
+        self._kept: dict[int, Kept] = {}
+
+    def kept(self, layer: int) -> Kept:
+        """What is kept of the encoder of a layer from one encoding to the next."""
+        return self._kept.setdefault(layer, Kept())
 
     @abstractmethod
     def matrix_shape(self, name: str) -> tuple[int, ...]:
         """The shape of ``W_enc`` or ``W_dec`` when it is one tensor."""
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "W_enc":
+            self._kept.clear()
         if name in ("W_enc", "W_dec") and isinstance(value, Tensor) and name not in self._parameters:
             # What was lazy becomes a tensor in memory.
             self.check_assignment(name, torch.empty(self.matrix_shape(name), device="meta"), value)
@@ -49,6 +57,7 @@ class LazyModule(FrozenModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LazyModule:
         super()._apply(fn, recurse)
+        self._kept.clear()
         for stores in self._mapped.values():
             for store in stores:
                 store.apply(fn)
@@ -179,6 +188,7 @@ class Transcoders(LazyModule):
             self.router(layer),
             layer=layer,
             block_bytes=encoding.BLOCK_BYTES,
+            kept=self.kept(layer),
         )
 
     @torch.no_grad()

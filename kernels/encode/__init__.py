@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.device import on_gpu
-from circuit_tracer.kernels.encode.exact import Rows
-from circuit_tracer.kernels.encode.kept import Kept, made
+from circuit_tracer.kernels.encode.exact import Cuts, Rows
+from circuit_tracer.kernels.encode.kept import Kept, Weights, of_one_call
 from circuit_tracer.kernels.encode.ranked import largest
-from circuit_tracer.kernels.encode.scan import MAX_ACTIVE, above, scan
+from circuit_tracer.kernels.encode.scan import MAX_ACTIVE, Entries, above, scan
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 BLOCK_BYTES = 16 * 2**20  # of pre-activations in hand on a CPU
@@ -54,10 +54,9 @@ def encode(
     cut_F = cut_F.to(x_BD.dtype)
     if not _is_settled(x_BD, weight_FD):
         return _compact(x_BD, weight_FD, bias_F, lambda pre_BF: pre_BF > cut_F)
-    norm_F, coarse = (kept.of if kept else made)(weight_FD, x_BD.shape[0])
-    rows = Rows(x_BD.contiguous(), weight_FD, bias_F, norm_F)
-    scanned = None if coarse is None else scan(rows, coarse, cut_F)
-    return _above_in_float32(rows, cut_F) if scanned is None else scanned
+    weights = (kept.of if kept else of_one_call)(weight_FD, len(x_BD))
+    entries = above_cuts(weights.rows(x_BD, bias_F), weights, cut_F)
+    return SparseActivations.from_entries(*entries, len(x_BD), len(weight_FD))
 
 
 def encode_top_k(
@@ -91,32 +90,15 @@ def encode_top_k(
 
     if k == 0:
         return encode(x_BD, weight_FD, bias_F, torch.full_like(bias_F, torch.inf))
-    found = _largest(x_BD, weight_FD, bias_F, k, kept)
-    if found is None:
-        return _compact(x_BD, weight_FD, bias_F, largest_of)
-    entries, last_B1 = found
-    return entries.keep((entries.value >= last_B1[entries.row, 0]) & (entries.value > 0))
-
-
-def encode_k_largest(
-    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, kept: Kept | None = None
-) -> SparseActivations | None:
-    """Exactly the k largest pre-activations of each token, of whatever sign, of equal ones those of the lowest features.
-
-    None where k is not small against F, or what is given is not finite: take the product, and the largest of it. Shapes as in
-    `encode`; on a CPU, in float32.
-    """
-    found = _largest(x_BD, weight_FD, bias_F, k, kept)
-    if found is None:
-        return None
-    entries, last_B1 = found
-    last_n = last_B1[entries.row, 0]
-    equal = entries.value == last_n
-    more = torch.bincount(entries.row[entries.value > last_n], minlength=entries.n_rows)
-    so_far = equal.cumsum(0)
-    before = torch.cat([so_far.new_zeros(1), so_far])[entries.row_ptr[:-1]]
-    first = so_far - before[entries.row] <= (k - more)[entries.row]
-    return entries.keep((entries.value > last_n) | (equal & first))
+    if _is_settled(x_BD, weight_FD):
+        weights = (kept.of if kept else of_one_call)(weight_FD, len(x_BD))
+        found = largest(weights.rows(x_BD, bias_F), weights.coarse, k)
+        if found is not None:
+            (row, feature, value), last_B = found
+            at = ((value >= last_B[row]) & (value > 0)).nonzero()[:, 0]
+            entries = row[at], feature[at], value[at]
+            return SparseActivations.from_entries(*entries, len(x_BD), len(weight_FD))
+    return _compact(x_BD, weight_FD, bias_F, largest_of)
 
 
 def encode_at_most(
@@ -138,13 +120,45 @@ def encode_top_k_at_most(
     return triton.encode_top_k_at_most(x_BD, weight_FD, bias_F, min(k, weight_FD.shape[0]), room)
 
 
-def _largest(
-    x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, k: int, kept: Kept | None
-) -> tuple[SparseActivations, Tensor] | None:
-    if not _is_settled(x_BD, weight_FD):
+def above_cuts(rows: Rows, weights: Weights, cut_F: Tensor) -> Entries:
+    """`encode` of float32 on a CPU: (token, feature, value), each (n,)."""
+    cuts, lifted_F = weights.cuts(cut_F, rows.bias_F)
+    scanned = None if weights.coarse is None or lifted_F is None else scan(rows, weights.coarse, cuts, lifted_F)
+    return _above_in_float32(rows, cut_F, cuts) if scanned is None else scanned
+
+
+def k_largest(rows: Rows, weights: Weights, k: int) -> Entries | None:
+    """The k largest pre-activations of each token but zeros, of equal ones those of the lowest features: (token, feature, value).
+
+    None where k is not small against F: take the product, and the largest of it. Of float32 on a CPU.
+    """
+    found = largest(rows, weights.coarse, k)
+    if found is None:
         return None
-    norm_F, coarse = (kept.of if kept else made)(weight_FD, x_BD.shape[0])
-    return largest(Rows(x_BD.contiguous(), weight_FD, bias_F, norm_F), coarse, k)
+    (row, feature, value), last_B = found
+    last_n = last_B[row]
+    higher, equal = value > last_n, value == last_n
+    counts = torch.bincount(row, minlength=len(last_B))
+    more = torch.bincount(row[higher], minlength=len(last_B))
+    so_far = torch.cat([equal.new_zeros(1, dtype=torch.int64), equal.cumsum(0)])
+    before = so_far[counts.cumsum(0) - counts]  # equal ones of the tokens before
+    kept = ((higher | (equal & (so_far[1:] - before[row] <= (k - more)[row]))) & (value != 0)).nonzero()[:, 0]
+    return row[kept], feature[kept], value[kept]
+
+
+def _above_in_float32(rows: Rows, cut_F: Tensor, cuts: Cuts) -> Entries:
+    """Of the float32 product: what its own rounding leaves open is settled, and where few are active, all values are."""
+    room = MAX_ACTIVE * rows.x_BD.shape[0] * rows.weight_FD.shape[0]
+    _, norm_F, besides_F = cuts.table_F3.unbind(1)
+    low_F = cut_F - rows.losing_B.nan_to_num(0).max() * norm_F.nan_to_num(0) - besides_F
+    row, feature, value = _found(rows.x_BD, rows.weight_FD, rows.bias_F, lambda pre_BF: pre_BF > low_F)
+    if row.shape[0] > room:
+        value, kept = rows.settled(row, feature, cuts, value)
+        row, feature, value = row[kept], feature[kept], value[kept]
+        if row.shape[0] > room:
+            return row, feature, value
+    order = feature.int().sort(stable=True).indices
+    return above(rows, row[order], feature[order], cuts)
 
 
 def _is_settled(x_BD: Tensor, weight_FD: Tensor) -> bool:
@@ -152,20 +166,14 @@ def _is_settled(x_BD: Tensor, weight_FD: Tensor) -> bool:
     return x_BD.dtype is torch.float32 and x_BD.device.type == "cpu" and bool(x_BD.numel() and weight_FD.numel())
 
 
-def _above_in_float32(rows: Rows, cut_F: Tensor) -> SparseActivations:
-    """Of the float32 product: what its own rounding leaves open is settled, and where few are active, all values are."""
-    room = MAX_ACTIVE * rows.x_BD.shape[0] * rows.weight_FD.shape[0]
-    largest = rows.norm_B.nan_to_num(0, 0, 0).max()
-    loss_F = rows.lost * (largest * rows.norm_F.nan_to_num(0, 0, 0) + rows.bias_F.float().abs())
-    low_F = cut_F - 2.0**-22 * cut_F.abs() - loss_F
-    found = _compact(rows.x_BD, rows.weight_FD, rows.bias_F, lambda pre_BF: pre_BF > low_F)
-    if found.feature.shape[0] > room:
-        found = above(rows, found.row, found.feature, cut_F, found.value)
-    return found if found.feature.shape[0] > room else above(rows, found.row, found.feature, cut_F)
-
-
 def _compact(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[Tensor], Tensor]) -> SparseActivations:
-    n_rows, n_features = x_BD.shape[0], weight_FD.shape[0]
+    row, feature, value = _found(x_BD, weight_FD, bias_F, select)
+    return SparseActivations.from_entries(row, feature, value, x_BD.shape[0], weight_FD.shape[0])
+
+
+def _found(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[Tensor], Tensor]) -> Entries:
+    """The entries of the product that are selected, block by block of rows."""
+    n_features = weight_FD.shape[0]
     weight_FD, bias_F = weight_FD.to(x_BD.dtype), bias_F.to(x_BD.dtype)
     places, values = [], []
     for rows in row_blocks(x_BD, n_features):
@@ -175,10 +183,10 @@ def _compact(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[
         places.append(place + rows.start * n_features)
     if not places:
         empty = torch.empty(0, dtype=torch.int64, device=x_BD.device)
-        return SparseActivations.from_entries(empty, empty, x_BD.new_empty(0), n_rows, n_features)
+        return empty, empty, x_BD.new_empty(0)
     place = torch.cat(places)
     row = torch.div(place, n_features, rounding_mode="floor")
-    return SparseActivations.from_entries(row, place - row * n_features, torch.cat(values), n_rows, n_features)
+    return row, place - row * n_features, torch.cat(values)
 
 
 def row_blocks(x_BD: Tensor, n_features: int) -> Iterator[slice]:

@@ -1,6 +1,6 @@
 """Encoder weights in bfloat16, so made that a product with them is never below the true one (README.md, "Scan").
 
-Letters: B tokens, D width, F features, C columns of the coarse product: D, two for the margin, zeros.
+Letters: B tokens, D width, F features, C columns of the coarse product: D, the margin, one that silences padding, zeros.
 """
 
 from __future__ import annotations
@@ -13,10 +13,14 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from circuit_tracer.kernels.encode.exact import norms
+
 COLUMNS = 32  # C is a multiple of it
 TOGETHER = 4  # tokens in one word of 64 bits: B is padded to a multiple of it
 LARGEST = 2.0**120  # what products of norms have to stay below: nothing overflows in float32
 TINY = 2.0**-100  # more than all that is lost where products are flushed to zero
+SILENT = -(2.0**127)  # what padding adds: below whatever else is added
+HALF = 2.0**-8  # relative error of a rounding to bfloat16
 WORTH = 2.0  # how many times faster bfloat16 has to be
 
 
@@ -32,40 +36,37 @@ class Coarse:
     def of(cls, weight_FD: Tensor, norm_F: Tensor) -> Coarse:
         """norm_F: of the rows. Reads the weights twice."""
         n_features, width = weight_FD.shape
-        coarse_FC = weight_FD.new_zeros(n_features, _columns(width), dtype=torch.bfloat16)
+        coarse_FC = weight_FD.new_zeros(n_features, -(-(width + 2) // COLUMNS) * COLUMNS, dtype=torch.bfloat16)
         coarse_FC[:, :width] = weight_FD
-        lost_F = torch.linalg.vector_norm(weight_FD - coarse_FC[:, :width].to(weight_FD.dtype), dim=1).float()
-        coarse_FC[:, width] = _rounded_up(lost_F, width)
-        coarse_FC[:, width + 1] = _rounded_up(norm_F, width)
-        return cls(coarse_FC, width, float(norm_F.max()))
+        lost_F = norms(weight_FD - coarse_FC[:, :width].to(weight_FD.dtype))
+        new = cls(coarse_FC, width, float(norm_F.max()))
+        coarse_FC[:, width] = _rounded_up((1 + HALF) * lost_F + (HALF + 1.04 * new.accumulated) * norm_F, width)
+        coarse_FC[:, width + 1] = 1
+        return new
 
-    def tokens(self, x_BD: Tensor, norm_B: Tensor) -> Tensor | None:
-        """What the weights are multiplied with, (B, C) with B padded; None where something might overflow."""
+    def bounds(self, largest: float) -> bool:
+        """Whether nothing overflows in products with inputs of such norms."""
+        return largest * max(1.0, self.largest) < LARGEST  # not for NaN
+
+    def tokens(self, x_BD: Tensor, norm_B: Tensor) -> Tensor:
+        """What the weights are multiplied with, (B, C) with B padded."""
         n_rows, width = x_BD.shape
-        if not float(norm_B.max()) * max(1.0, self.largest) < LARGEST:  # nor for NaN
-            return None
         padded = -(-n_rows // TOGETHER) * TOGETHER
         coarse_BC = x_BD.new_zeros(padded, self.weight_FC.shape[1], dtype=torch.bfloat16)
-        coarse_BD = coarse_BC[:n_rows, :width]
-        coarse_BD.copy_(x_BD)
-        lost_B = torch.linalg.vector_norm(x_BD - coarse_BD, dim=1) + 1.04 * self.accumulated * norm_B
-        coarse_BC[:n_rows, width] = _rounded_up(norm_B * (1 + 2**-7), width)
-        coarse_BC[:n_rows, width + 1] = _rounded_up(lost_B, width)
+        coarse_BC[:n_rows, :width] = x_BD
+        coarse_BC[:n_rows, width] = _rounded_up(norm_B, width)
+        if padded > n_rows:
+            coarse_BC[n_rows:, width + 1] = SILENT
         return coarse_BC
 
     def margin(self, tokens_BC: Tensor) -> Tensor:
-        """(B,) the most that a product is above the true one, but for roundings."""
-        columns = slice(self.width, self.width + 2)
-        return 1.04 * tokens_BC[:, columns].float() @ self.weight_FC[:, columns].float().amax(0)
+        """(B,) the most that a product is above the true one, but for its own roundings."""
+        return 2.08 * tokens_BC[:, self.width].float() * self.weight_FC[:, self.width].max()
 
     @property
     def accumulated(self) -> float:
         """How much of the sum of magnitudes is lost in a float32 sum of C terms and what is added to it, rounded in any way."""
         return (self.weight_FC.shape[1] + 4) * 2.0**-23
-
-
-def _columns(width: int) -> int:
-    return -(-(width + 2) // COLUMNS) * COLUMNS
 
 
 def _rounded_up(norm: Tensor, width: int) -> Tensor:

@@ -11,66 +11,67 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.encode.coarse import LARGEST, TINY, TOGETHER, Coarse
-from circuit_tracer.kernels.encode.exact import Rows
-from circuit_tracer.kernels.sparse_activations import SparseActivations
+from circuit_tracer.kernels.encode.exact import Cuts, Rows
 
-BLOCK = 2**21  # coarse pre-activations in hand
+BLOCK = 2**20  # coarse pre-activations in hand
 MAX_ACTIVE = 0.05  # of all; with more, computing candidates again costs what the scan saves
-POSITIVE = 0x7FFF_7FFF_7FFF_7FFF  # four bfloat16 without their signs: or-ed with it, four negative ones are -1
+UNSIGNED = 0x7FFF_7FFF_7FFF_7FFF  # of four bfloat16 all but the signs: or-ed with it, four negative ones are -1
+
+Entries = tuple[Tensor, Tensor, Tensor]  # token, feature, value, each (n,)
 
 
-def scan(rows: Rows, coarse: Coarse, cut_F: Tensor) -> SparseActivations | None:
-    """The entries above their cuts, or None where too many may be, or numbers are too large for a bound."""
+def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | None:
+    """The entries above their cuts, or None where too many may be, or numbers are too large for a bound.
+
+    lifted_F: `lifted` of what products have to be above.
+    """
     n_rows, n_features = rows.x_BD.shape[0], rows.weight_FD.shape[0]
-    tokens_BC = coarse.tokens(rows.x_BD, rows.norm_B)
-    if tokens_BC is None:
+    if not coarse.bounds(rows.largest):
         return None
-    needed_F = lifted(cut_F.double() - rows.bias_F.double(), coarse.accumulated)
+    tokens_BC = coarse.tokens(rows.x_BD, rows.norm_B)
     room = MAX_ACTIVE * n_rows * n_features
-    found_rows, found_features = [], []
+    found = []
     for features in _blocks(tokens_BC.shape[0], n_features):
-        above_FB = torch.addmm(needed_F[features, None], coarse.weight_FC[features], tokens_BC.T)
-        feature, row = positive(above_FB, n_rows)
+        above_FB = torch.addmm(lifted_F[features, None], coarse.weight_FC[features], tokens_BC.T)
+        feature, row = positive(above_FB)
         room -= row.shape[0]
         if room < 0:
             return None
-        found_rows.append(row)
-        found_features.append(feature + features.start)
-    row, feature = torch.cat(found_rows), torch.cat(found_features)
-    order = (row * n_features + feature).argsort()
-    return above(rows, row[order], feature[order], cut_F)
+        found.append((row, feature + features.start if features.start else feature))
+    row, feature = found[0] if len(found) == 1 else (torch.cat(column) for column in zip(*found, strict=True))
+    return above(rows, row, feature, cuts)
 
 
-def above(rows: Rows, row: Tensor, feature: Tensor, cut_F: Tensor, value: Tensor | None = None) -> SparseActivations:
-    """Those of some entries, sorted by row, then feature, that are above their cuts."""
-    cut_n = cut_F[feature]
-    value = rows.settled(row, feature, cut_n, value)
-    kept = (value > cut_n).nonzero()[:, 0]
-    return SparseActivations.from_entries(
-        row[kept], feature[kept], value[kept], rows.x_BD.shape[0], rows.weight_FD.shape[0]
-    )
+def above(rows: Rows, row: Tensor, feature: Tensor, cuts: Cuts) -> Entries:
+    """Those of some entries, sorted by feature, then row, that are above their cuts; sorted by row, then feature."""
+    value, kept = rows.settled(row, feature, cuts)
+    return by_token(row[kept], feature[kept], value[kept], rows.x_BD.shape[0])
 
 
-def positive(above_FB: Tensor, n_rows: int) -> tuple[Tensor, Tensor]:
-    """(feature, row) of what has no minus sign among the first ``n_rows`` columns of a bfloat16 array, in its order.
+def by_token(row: Tensor, feature: Tensor, value: Tensor, n_rows: int) -> Entries:
+    """Entries sorted by feature in the order of their tokens."""
+    small = torch.int16 if n_rows < 2**15 else torch.int32  # fewer bits are sorted faster
+    order = row.to(small).sort(stable=True).indices
+    return row[order], feature[order], value[order]
+
+
+def positive(above_FB: Tensor) -> tuple[Tensor, Tensor]:
+    """(feature, row) of what has no minus sign in a bfloat16 array, in its order; of the array, signs are left.
 
     Four numbers at a time, as one word: hardly any has a number above zero.
     """
-    word = (above_FB.view(torch.int64) | POSITIVE).ne(-1).view(-1).nonzero()[:, 0]
-    inside = (above_FB.view(torch.int16).view(-1, TOGETHER)[word] >= 0).nonzero()
-    n_columns = above_FB.shape[1]
-    place = word[inside[:, 0]] * TOGETHER + inside[:, 1]
-    feature = torch.div(place, n_columns, rounding_mode="floor")
-    row = place - feature * n_columns
-    if n_rows == n_columns:
-        return feature, row
-    live = (row < n_rows).nonzero()[:, 0]
-    return feature[live], row[live]
+    words = above_FB.view(torch.int64)
+    feature, word = words.bitwise_or_(UNSIGNED).ne(-1).nonzero(as_tuple=True)
+    signs = above_FB.view(torch.int16).view(*words.shape, TOGETHER)
+    at, inside = (signs[feature, word] >= 0).nonzero(as_tuple=True)
+    return feature[at], word[at] * TOGETHER + inside
 
 
 def lifted(needed_F: Tensor, accumulated: float) -> Tensor:
     """What is added to coarse products, so that they are positive where x · w > needed: bfloat16 not below -needed (float64)."""
-    largest = 32 * LARGEST  # products are smaller: what needs as much is never found, what needs less than -largest always
+    largest = (
+        32 * LARGEST
+    )  # products are smaller: what needs as much is never found, what needs less than -largest always
     needed_F = needed_F.nan_to_num(largest, largest, -largest).clamp_(-largest, largest)
     least_F = 2 * accumulated * needed_F.abs() + TINY - needed_F
     lifted_F = least_F.bfloat16()
