@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -26,6 +27,7 @@ from circuit_tracer.transcoders.router import Router
 from circuit_tracer.transcoders.weight_rows import MappedRows, WeightRows
 
 Scan = str | list[str] | None
+MEMORY_FOR_COPIES = 32  # coarse copies of encoders are kept if they take no more than this part of the machine's memory
 
 
 class LazyModule(FrozenModule):
@@ -35,10 +37,6 @@ class LazyModule(FrozenModule):
         super().__init__()
         self._mapped: dict[str, list[MappedRows]] = {}
         self._kept: dict[int, Kept] = {}
-
-    def kept(self, layer: int) -> Kept:
-        """What is kept of the encoder of a layer from one encoding to the next."""
-        return self._kept.setdefault(layer, Kept())
 
     @abstractmethod
     def matrix_shape(self, name: str) -> tuple[int, ...]:
@@ -169,6 +167,19 @@ class Transcoders(LazyModule):
     @property
     @abstractmethod
     def dtype(self) -> torch.dtype: ...
+
+    def kept(self, layer: int) -> Kept:
+        """What is kept of the encoder of a layer from one encoding to the next: a coarse copy if those of all layers are small."""
+        if layer not in self._kept:
+            weights = sum(self.n_features(each) for each in self.layers) * self.d_model
+            share = psutil.virtual_memory().total // MEMORY_FOR_COPIES
+            self._kept[layer] = Kept(may_copy=weights * torch.bfloat16.itemsize <= share)
+        return self._kept[layer]
+
+    @property
+    def coarse_bytes(self) -> int:
+        """What the coarse copies of encoders take that are kept."""
+        return sum(kept.n_bytes for kept in self._kept.values())
 
     # ---- the engine's interface
 

@@ -50,8 +50,8 @@ def encode_in_blocks(
     if n_features == 0:  # a layer without a transcoder
         nothing = torch.empty(0, dtype=torch.int64, device=x_PD.device)
         return nothing, nothing, x_PD.new_empty(0)
-    if router is None and kept is not None and compute is torch.float32:
-        settled = _settled(x_PD, encoder, bias_F, activation, kept)
+    if router is None and compute is torch.float32:
+        settled = _settled(x_PD, encoder, bias_F, activation, kept or Kept(may_copy=False))
         if settled is not None:
             return settled
     block = features_per_block(x_PD.shape[0], d_model, compute, block_bytes)

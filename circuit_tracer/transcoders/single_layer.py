@@ -159,7 +159,6 @@ class SingleLayerTranscoder(LazyModule):
             self.activation_function,
             self.router,
             layer=self.layer_idx,
-            kept=self.kept(self.layer_idx),
         )
 
     @torch.no_grad()

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import InputError
-from circuit_tracer.kernels.encode.kept import Kept
 from circuit_tracer.transcoders.activations import Activation, ReLU
 from circuit_tracer.transcoders.base import Scan, Transcoders
 from circuit_tracer.transcoders.router import Router
@@ -127,9 +126,6 @@ class TranscoderSet(Transcoders):
 
     def router(self, layer: int) -> Router | None:
         return self[layer].router
-
-    def kept(self, layer: int) -> Kept:
-        return self[layer].kept(layer)
 
     def to_safetensors(self, save_dir: str | Path) -> None:
         from circuit_tracer.transcoders.formats import native_plt

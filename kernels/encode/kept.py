@@ -87,7 +87,7 @@ class Weights:
 
 
 class Kept:
-    """Of one matrix at a time, for as long as it is the same tensor, unchanged: whoever gives another gets what belongs to that.
+    """Of one matrix at a time, for as long as it is the same tensor, unchanged: of another, what belongs to that.
 
     A change in place is seen by torch's count of changes; one behind it, through ``.data`` or numpy, is not: call `drop`. The
     coarse copy takes half of what the weights take in float32. may_copy: whether to keep one.

@@ -68,10 +68,9 @@ def positive(above_FB: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lifted(needed_F: Tensor, accumulated: float) -> Tensor:
-    """What is added to coarse products, so that they are positive where x · w > needed: bfloat16 not below -needed (float64)."""
-    largest = (
-        32 * LARGEST
-    )  # products are smaller: what needs as much is never found, what needs less than -largest always
+    """What is added to coarse products, so that they are positive where x · w > needed (float64): bfloat16 not below -needed."""
+    # products are smaller than LARGEST: what needs more is never found, what needs less than its negative always
+    largest = 32 * LARGEST
     needed_F = needed_F.nan_to_num(largest, largest, -largest).clamp_(-largest, largest)
     least_F = 2 * accumulated * needed_F.abs() + TINY - needed_F
     lifted_F = least_F.bfloat16()
