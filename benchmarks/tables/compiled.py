@@ -35,7 +35,7 @@ def compiled(record: dict[str, Any]) -> list[str]:
 
 def usable(row: dict[str, Any]) -> bool:
     """Whether a kernel that is tuned may choose this configuration."""
-    return row["programs"] > 0 and row["spilled"] == 0
+    return bool(row["programs"] > 0 and row["spilled"] == 0)
 
 
 def cell(found: list[dict[str, Any]]) -> str:
