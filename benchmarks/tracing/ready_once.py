@@ -3,8 +3,8 @@
     python -m benchmarks.tracing.ready_once --started $(date +%s.%N) [--model FOLDER --transcoders FOLDER --rows 512]
 
 Seconds are counted from ``--started``, when whoever measures started the process. Without a model it is the embedded default.
-`dictionary_mapped` is what of the dictionary's files is in this process' memory when it is ready (Linux); encoders are copied, and
-their mapping is gone by then.
+`dictionary_mapped` is what of the dictionary's files is in this process' memory when it is ready (Linux); encoders are copied,
+and their mapping is gone by then.
 """
 
 from __future__ import annotations

@@ -81,8 +81,8 @@ def main() -> None:
         results["ready"][name] = found = ready(words, args.runs)
         print(
             f"  {name}: imported {found['imported']:.2f} s, ready {found['ready']:.2f} s, with "
-            f"{found['dictionary_mapped'] / 1e6:.0f} of {found['dictionary_bytes'] / 1e6:.0f} MB of its dictionary; first trace "
-            f"{found['first']['seconds']:.2f} s, second {found['second']['seconds']:.2f} s",
+            f"{found['dictionary_mapped'] / 1e6:.0f} of {found['dictionary_bytes'] / 1e6:.0f} MB of its dictionary; "
+            f"first trace {found['first']['seconds']:.2f} s, second {found['second']['seconds']:.2f} s",
             flush=True,
         )
     write_results(args.results, results)
