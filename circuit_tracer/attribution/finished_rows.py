@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.finished_block import FinishedBlock
+from circuit_tracer.attribution.finished_block import FinishedBlock, side_by_side
 from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.graph.influence import MIN_MASS
 from circuit_tracer.ranks import Ranks
@@ -70,6 +70,20 @@ class FinishedRows:
         for block in self.blocks:
             self.mark(block.row)
 
+    def among(self, columns: Tensor) -> FinishedRows:
+        """The rows of targets and of some features (ascending columns), with their edges to these features alone, side by side
+        in one block on the CPU: for influence that only they pass on, among themselves.
+        """
+        made = FinishedRows(self.n_steps, self.n_targets, self.column_step[columns], ranks=self.ranks)
+        number = torch.full((self.n_targets + self.n_columns,), -1)  # of each row among those that are left
+        number[: self.n_targets] = torch.arange(self.n_targets)
+        number[self.n_targets + columns] = self.n_targets + torch.arange(len(columns))
+        made.mark(number[self.done & (number >= 0)])
+        left = [torch.nonzero(number[block.row] >= 0).flatten() for block in self.blocks]
+        if self.blocks:
+            made.blocks.append(side_by_side(self.blocks, left, columns, number))
+        return made
+
     def influence(self, weight_K: Tensor, threshold: float | None = None) -> tuple[Tensor, Tensor]:
         """Influence (N,) of every feature column, and which columns are selected (N,).
 
@@ -93,6 +107,8 @@ class FinishedRows:
     def _flow(self, step: int, entering: Tensor, influence: Tensor) -> None:
         for block in self.blocks:
             start, stop = block.step_ptr[step + 1], block.step_ptr[step]
+            if start == stop:
+                continue
             share = entering[block.row[start:stop]] / block.mass[start:stop].clamp_min(MIN_MASS)
             if bool(share.any()):
                 influence[: block.n_columns] += block.flow(start, stop, share)

@@ -85,7 +85,8 @@ def begin(
     device = model.parts.device
     taken = held_bytes(device)
     budget = options.memory or taken + free_bytes(device) // options.ranks.local
-    return Task(model, ids, left_out, aim, options, taken, budget, held)
+    coarse = model.transcoders.coarse_bytes
+    return Task(model, ids, left_out, aim, options, taken, budget, held, coarse=coarse)
 
 
 def encode(task: Task) -> EncodedPrompt:
@@ -140,7 +141,7 @@ def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
     try:
         plan = plan_memory(
             task.sizes(encoded.counts_LP),
-            task.held,
+            task.held_now,
             task.budget,
             options.batch_size,
             options.may_keep_rows,
