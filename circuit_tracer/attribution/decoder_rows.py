@@ -61,10 +61,9 @@ class DecoderRows:
         """Whether rows are kept, one for each source."""
         return bool(self._kept)
 
-    def bytes_until(self, n_pos: int) -> int:
-        """What the rows of the first `n_pos` positions take in all layers."""
-        row_bytes = self.transcoders.d_model * self._dtype.itemsize
-        return sum(written.ptr[n_pos] for written in self.written) * row_bytes
+    def bytes_at(self, layer: int, n_pos: int) -> int:
+        """What the rows of a layer take at the first `n_pos` positions."""
+        return self.written[layer].ptr[n_pos] * self.transcoders.d_model * self._dtype.itemsize
 
     def between(self, layer: int, first: int, last: int) -> Tensor:
         """The kept rows (n, D) of some positions, in the residual stream."""

@@ -57,7 +57,7 @@ class MemoryPlan:
             "compute edges": {
                 "frozen prompt": state,
                 "decoder rows": kept or gathered,
-                "rows in flight": workers * work.in_flight(blocks),
+                "rows in flight": work.in_flight(blocks, workers),
                 "finished rows": rows,
             },
             "make the graph": {"frozen prompt": state, "finished rows": rows, "edges of the graph": work.graph()},

@@ -179,8 +179,8 @@ def linearise(
 ) -> LinearPrompt:
     """Read the decoder rows of the active features, and know the errors and constants.
 
-    At left-out positions the MLP output is a constant. chunk_bytes: of decoder rows read at once, if they are not kept. workers:
-    that read rows which are kept.
+    At left-out positions the MLP output is a constant. chunk_bytes: of decoder rows read at once, if they are not kept.
+    workers: how many read them, if they are kept.
     """
     network = encoded.network
     transcoders = replacing(network.parts, transcoders)

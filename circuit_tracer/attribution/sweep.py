@@ -23,15 +23,14 @@ from circuit_tracer.attribution.attention_nodes import LinearAttention
 from circuit_tracer.attribution.decoder_rows import DecoderRows
 from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
-from circuit_tracer.attribution.row_blocks import split_rows
+from circuit_tracer.attribution.row_blocks import BYTES_WAITING, split_rows
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.kernels.contract import contract_, contract_each
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.workers import go_on, others_are_idle, share
 
-# Bytes of rows that wait to read off the sources of their layers, so that idle workers can help; from how many bytes of sources
-# on that pays; and positions that one of them reads off at a time.
-BYTES_WAITING, WORTH_SHARING, POSITIONS_A_PART = 8 * 2**20, 16 * 2**20, 2
+# Bytes of all layers' sources from which on idle workers are let read off some; positions that one reads off at a time.
+WORTH_SHARING, POSITIONS_A_PART = 16 * 2**20, 2
 
 
 @dataclass(frozen=True)
@@ -186,7 +185,9 @@ class _Flight:
         self.read_shared: Callable[[], None] = lambda: None  # ends what was shared last
         decoder = self.prompts[0].decoder
         self.sharing = False
-        self.may_share = self.alone and decoder.at_hand and decoder.bytes_until(self.n_pos) > WORTH_SHARING
+        layers = range(len(decoder.written))
+        sources = sum(decoder.bytes_at(layer, self.n_pos) for layer in layers) if self.alone and decoder.at_hand else 0
+        self.may_share = sources > WORTH_SHARING
         width = self.targets[0].vector.shape[1]
         self.g = torch.zeros(len(rows[0]) if self.alone else 0, self.n_pos, width, **self.options)
 
@@ -258,7 +259,9 @@ class _Flight:
             error_PD = self.errors[number][layer, : rows_TPD.shape[1]]
             block.error[: len(rows_TPD), layer] = contract_each(rows_TPD, error_PD)
 
-        if sum(rows_TPD.nbytes for _, rows_TPD in self.waiting) > BYTES_WAITING:
+        decoder = self.prompts[0].decoder
+        waiting = sum(rows.nbytes + decoder.bytes_at(layer, rows.shape[1]) for layer, rows in self.waiting)
+        if waiting > BYTES_WAITING:
             self.read_waiting()
 
     def read_waiting(self) -> None:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES
-from circuit_tracer.attribution.row_blocks import BlockTree, most_rows
+from circuit_tracer.attribution.row_blocks import BYTES_WAITING, BlockTree, most_rows
 from circuit_tracer.kernels.attend_back import BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.transcoders.base import Transcoders
@@ -181,21 +181,23 @@ class TraceSizes:
         """Finished rows (finished_rows.py)."""
         return int(sum(rows * many * int(self.width_P[n_pos - 1]) for rows, n_pos, many in blocks)) * self.item
 
-    def in_flight(self, blocks: list[tuple[int, int, float]]) -> int:
-        """Gradients of the largest block, and what a chunk of it takes on its way through a layer (kernels/attend_back).
+    def in_flight(self, blocks: list[tuple[int, int, float]], workers: int = 1) -> int:
+        """For each worker: gradients of the largest block, and what a chunk of it takes on its way through a layer
+        (kernels/attend_back). With several, rows of some layers wait to be read off, and as many are being read off (sweep.py).
 
         On a GPU the first block's edges exist twice, while the kernel that adds to them is tuned (kernels/contract).
         """
-        config, largest = self.config, 0
+        config, largest, waiting = self.config, 0, 0
         chunk = BYTES_IN_FLIGHT_ON_GPU if self.on_gpu else 2 * BYTES_IN_FLIGHT
         for rows, n_pos, _ in blocks:
             gradient = rows * n_pos * config.d_model * self.item
             heads = (config.n_heads + config.n_key_value_heads) * config.d_head
             per_row = n_pos * max(2 * heads, 3 * config.d_model if self.skip else 0) * self.item
             tuned = rows * int(self.width_P[n_pos - 1]) * self.item if self.on_gpu else 0
+            waiting = max(waiting, min(2 * BYTES_WAITING, config.n_layers * gradient))
             largest = max(largest, gradient + tuned + min(rows * per_row, max(chunk, per_row)))
         weights = 2 * config.d_model * config.n_heads * config.d_head * self.item
-        return largest + weights
+        return workers * (largest + weights) + (workers - 1) * waiting
 
     def graph(self) -> int:
         """The graph's edges, and what checking them takes (assemble.py, graph/edges.py)."""
