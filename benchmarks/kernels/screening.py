@@ -137,7 +137,9 @@ def measure(encoder: Encoder, prompts: list[Tensor]) -> dict[str, Any]:
         for x_PD in prompts:
             new = now(x_PD, encoder, activation, coarse)
             other = now(x_PD, encoder, activation, float32)
-            assert all(torch.equal(a, b) for a, b in zip(new, other, strict=True)), f"{name}: coarse and float32 products differ"
+            assert all(torch.equal(a, b) for a, b in zip(new, other, strict=True)), (
+                f"{name}: coarse and float32 products differ"
+            )
             if name == "threshold":
                 found, mistakes = wrong(x_PD, encoder, cut_F, before(x_PD, encoder, activation), new)
                 assert not mistakes, f"{mistakes} entries are not what exact sums say"

@@ -39,13 +39,8 @@ def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | 
             return None
         found.append((row, feature + features.start if features.start else feature))
     row, feature = found[0] if len(found) == 1 else (torch.cat(column) for column in zip(*found, strict=True))
-    return above(rows, row, feature, cuts)
-
-
-def above(rows: Rows, row: Tensor, feature: Tensor, cuts: Cuts) -> Entries:
-    """Those of some entries, sorted by feature, then row, that are above their cuts; sorted by row, then feature."""
     value, kept = rows.settled(row, feature, cuts)
-    return by_token(row[kept], feature[kept], value[kept], rows.x_BD.shape[0])
+    return by_token(row[kept], feature[kept], value[kept], n_rows)
 
 
 def by_token(row: Tensor, feature: Tensor, value: Tensor, n_rows: int) -> Entries:
