@@ -5,7 +5,7 @@
 
 Without a model inputs and dictionaries are random, one feature in a hundred active; with one also what a layer of a dictionary
 that reads the residual stream before MLPs (`hook_resid_mid`) reads on texts. Nothing is reported unless on 1,000 prompts of 25 tokens both products give the same
-entries to the bit, and wherever the dense float32 selection differs, an exact sum says that it was wrong.
+entries, and wherever the dense float32 selection differs, an exact sum says that it was wrong.
 
 Letters: P tokens, D width, F features.
 """

@@ -63,7 +63,7 @@ def positive(above_FB: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lifted(needed_F: Tensor, accumulated: float) -> Tensor:
-    """What is added to coarse products, so that they are positive where x · w > needed (float64): bfloat16 not below -needed."""
+    """What is added to coarse products, so that they are positive where x · w > needed (float64)."""
     # products are smaller than LARGEST: what needs more is never found, what needs less than its negative always
     largest = 32 * LARGEST
     needed_F = needed_F.nan_to_num(largest, largest, -largest).clamp_(-largest, largest)
