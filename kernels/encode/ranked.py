@@ -51,7 +51,7 @@ def _in_float32(rows: Rows, k: int) -> Entries:
     """What may be among the k largest, by the float32 product."""
     pre_BF = torch.addmm(rows.bias_F.float(), rows.x_BD, rows.weight_FD.float().T)
     loss_B = lost(rows.x_BD.shape[1]) * (rows.norm_B * rows.norm_F.max() + rows.bias_F.float().abs().max())
-    level_B1 = pre_BF.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True) - 2 * loss_B[:, None]
+    level_B = pre_BF.topk(k, dim=1, sorted=False).values.amin(1) - 2 * loss_B
     row, feature = (pre_BF >= level_B[:, None]).nonzero(as_tuple=True)
     return row, feature, pre_BF[row, feature]
 
