@@ -16,7 +16,7 @@ from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.encode.exact import Cuts, Rows
 from circuit_tracer.kernels.encode.kept import Kept, Weights, of_one_call
 from circuit_tracer.kernels.encode.ranked import largest
-from circuit_tracer.kernels.encode.scan import MAX_ACTIVE, Entries, above, scan
+from circuit_tracer.kernels.encode.scan import Entries, scan
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 BLOCK_BYTES = 16 * 2**20  # of pre-activations in hand on a CPU
@@ -147,18 +147,12 @@ def k_largest(rows: Rows, weights: Weights, k: int) -> Entries | None:
 
 
 def _above_in_float32(rows: Rows, cut_F: Tensor, cuts: Cuts) -> Entries:
-    """Of the float32 product: what its own rounding leaves open is settled, and where few are active, all values are."""
-    room = MAX_ACTIVE * rows.x_BD.shape[0] * rows.weight_FD.shape[0]
+    """Of the float32 product; what its own rounding leaves open is settled as `scan` does."""
     _, norm_F, besides_F = cuts.table_F3.unbind(1)
     low_F = cut_F - rows.losing_B.nan_to_num(0).max() * norm_F.nan_to_num(0) - besides_F
     row, feature, value = _found(rows.x_BD, rows.weight_FD, rows.bias_F, lambda pre_BF: pre_BF > low_F)
-    if row.shape[0] > room:
-        value, kept = rows.settled(row, feature, cuts, value)
-        row, feature, value = row[kept], feature[kept], value[kept]
-        if row.shape[0] > room:
-            return row, feature, value
-    order = feature.int().sort(stable=True).indices
-    return above(rows, row[order], feature[order], cuts)
+    value, kept = rows.settled(row, feature, cuts, value)
+    return row[kept], feature[kept], value[kept]
 
 
 def _is_settled(x_BD: Tensor, weight_FD: Tensor) -> bool:

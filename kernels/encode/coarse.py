@@ -76,8 +76,8 @@ def _rounded_up(norm: Tensor, width: int) -> Tensor:
 
 @lru_cache(maxsize=1)
 def pays() -> bool:
-    """Whether this machine multiplies bfloat16 faster than float32, measured once a process; half a millisecond."""
-    x_BD, weight_FD = torch.ones(64, 256), torch.ones(512, 256)
+    """Whether this machine multiplies bfloat16 faster than float32, measured once a process; some milliseconds."""
+    x_BD, weight_FD = torch.ones(64, 512), torch.ones(1024, 512)
     half = weight_FD.bfloat16(), x_BD.bfloat16().T
     return WORTH * _fastest(lambda: torch.mm(*half)) < _fastest(lambda: torch.mm(weight_FD, x_BD.T))
 

@@ -1,4 +1,4 @@
-"""What is known of encoder weights, and kept between calls: norms of rows, cuts, and from some tokens on a coarse copy.
+"""What is known of encoder weights, and kept between calls: norms of rows, cuts, and a coarse copy.
 
 Letters: D width, F features.
 """
@@ -18,7 +18,6 @@ from circuit_tracer.kernels.encode.exact import Cuts, Rows, norms
 from circuit_tracer.kernels.encode.scan import lifted
 
 AT_ONCE = 256  # tokens that pay for a coarse copy by themselves
-IN_ALL = 64  # tokens, of all calls, that pay for one that is kept
 LEAST_WEIGHTS = 2**16  # with fewer, what is saved is less than what it takes to begin
 
 Made = TypeVar("Made")
@@ -50,7 +49,6 @@ class Weights:
         self.norm_F = norms(weight_FD) if norm_F is None else norm_F
         self.largest = float(self.norm_F.max())
         self.coarse: Coarse | None = None
-        self.tokens = 0  # that it has been multiplied with
         self._cuts: _Once[tuple[Cuts, Tensor | None]] = _Once()
         self._largest_bias: _Once[float] = _Once()
 
@@ -67,11 +65,9 @@ class Weights:
         """Cuts of nothing."""
         return torch.zeros_like(self.norm_F)
 
-    def make_coarse(self, tokens: int, enough: int) -> None:
-        """Make the coarse copy, if so many tokens more are enough to pay for it, or were."""
-        self.tokens += tokens
-        large = self.tokens >= enough and self.weight_FD.numel() >= LEAST_WEIGHTS
-        if self.coarse is None and large and coarse.pays():
+    def make_coarse(self) -> None:
+        """Make the coarse copy, where products with it pay."""
+        if self.coarse is None and self.weight_FD.numel() >= LEAST_WEIGHTS and coarse.pays():
             self.coarse = Coarse.of(self.weight_FD, self.norm_F)
             self._cuts = _Once()
 
@@ -108,10 +104,10 @@ class Kept:
         return 0 if weights is None or weights.coarse is None else weights.coarse.weight_FC.nbytes
 
     def of(self, weight_FD: Tensor, n_rows: int) -> Weights:
-        """What is known of the weights, to multiply them with ``n_rows`` tokens."""
+        """What is known of the weights; where no copy is kept, with one for ``n_rows`` tokens if these pay for it."""
         weights = self._weights(lambda: Weights(weight_FD), weight_FD)
         if self._may_copy:
-            weights.make_coarse(n_rows, IN_ALL)
+            weights.make_coarse()
             return weights
         return of_one_call(weight_FD, n_rows, weights.norm_F)
 
@@ -119,5 +115,6 @@ class Kept:
 def of_one_call(weight_FD: Tensor, n_rows: int, norm_F: Tensor | None = None) -> Weights:
     """The same for one call."""
     weights = Weights(weight_FD, norm_F)
-    weights.make_coarse(n_rows, AT_ONCE)
+    if n_rows >= AT_ONCE:
+        weights.make_coarse()
     return weights

@@ -33,9 +33,13 @@ def largest(rows: Rows, coarse: Coarse | None, k: int) -> tuple[Entries, Tensor]
     found, lasts = [], []
     for start in range(0, n_rows, step := max(1, BLOCK // n_features)):
         part = replace(rows, x_BD=rows.x_BD[start : start + step])
-        row, feature = _in_float32(part, k) if coarse is None else _coarsely(part, coarse, k)
-        value, _ = part.settled(row, feature, zero)
-        row, feature, value = by_token(row, feature, value, step)
+        if coarse is None:
+            row, feature, value = _in_float32(part, k)
+            value, _ = part.settled(row, feature, zero, value)
+        else:
+            row, feature = _coarsely(part, coarse, k)
+            value, _ = part.settled(row, feature, zero)
+            row, feature, value = by_token(row, feature, value, step)
         value, last_B = _settled(part, zero, row, feature, value, k)
         found.append((row + start, feature, value))
         lasts.append(last_B)
@@ -43,17 +47,17 @@ def largest(rows: Rows, coarse: Coarse | None, k: int) -> tuple[Entries, Tensor]
     return (row, feature, value), torch.cat(lasts)
 
 
-def _in_float32(rows: Rows, k: int) -> tuple[Tensor, Tensor]:
-    """(row, feature) of what may be among the k largest, by the float32 product."""
+def _in_float32(rows: Rows, k: int) -> Entries:
+    """What may be among the k largest, by the float32 product."""
     pre_BF = torch.addmm(rows.bias_F.float(), rows.x_BD, rows.weight_FD.float().T)
     loss_B = lost(rows.x_BD.shape[1]) * (rows.norm_B * rows.norm_F.max() + rows.bias_F.float().abs().max())
-    level_B1 = pre_BF.topk(k, dim=1, sorted=False).values.amin(1, keepdim=True) - 2 * loss_B[:, None]
-    feature, row = (pre_BF >= level_B1).T.nonzero(as_tuple=True)
-    return row, feature
+    level_B = pre_BF.topk(k, dim=1, sorted=False).values.amin(1) - 2 * loss_B
+    row, feature = (pre_BF >= level_B[:, None]).nonzero(as_tuple=True)
+    return row, feature, pre_BF[row, feature]
 
 
 def _coarsely(rows: Rows, coarse: Coarse, k: int) -> tuple[Tensor, Tensor]:
-    """The same by a product that is nowhere below the true one.
+    """(row, feature) of the same, sorted by feature, by a product that is nowhere below the true one.
 
     Groups of features have k different largest ones: so many pre-activations are not far below the k-th largest of these.
     """

@@ -39,13 +39,8 @@ def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | 
             return None
         found.append((row, feature + features.start if features.start else feature))
     row, feature = found[0] if len(found) == 1 else (torch.cat(column) for column in zip(*found, strict=True))
-    return above(rows, row, feature, cuts)
-
-
-def above(rows: Rows, row: Tensor, feature: Tensor, cuts: Cuts) -> Entries:
-    """Those of some entries, sorted by feature, then row, that are above their cuts; sorted by row, then feature."""
     value, kept = rows.settled(row, feature, cuts)
-    return by_token(row[kept], feature[kept], value[kept], rows.x_BD.shape[0])
+    return by_token(row[kept], feature[kept], value[kept], n_rows)
 
 
 def by_token(row: Tensor, feature: Tensor, value: Tensor, n_rows: int) -> Entries:
@@ -68,7 +63,7 @@ def positive(above_FB: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def lifted(needed_F: Tensor, accumulated: float) -> Tensor:
-    """What is added to coarse products, so that they are positive where x · w > needed (float64): bfloat16 not below -needed."""
+    """What is added to coarse products, so that they are positive where x · w > needed (float64)."""
     # products are smaller than LARGEST: what needs more is never found, what needs less than its negative always
     largest = 32 * LARGEST
     needed_F = needed_F.nan_to_num(largest, largest, -largest).clamp_(-largest, largest)

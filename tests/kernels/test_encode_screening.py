@@ -1,4 +1,4 @@
-"""Encoding by a coarse product, by the float32 product, in parts and in any order: the same entries, the same values to the bit."""
+"""Encoding by a coarse product, by the float32 product, in parts and in any order: the same entries."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ def near(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor) -> Tensor:
 def weights(weight_FD: Tensor, coarse: bool) -> Weights:
     made = Weights(weight_FD)
     if coarse:
-        made.make_coarse(1, 1)
+        made.make_coarse()
         assert made.coarse is not None
     return made
 
@@ -67,9 +67,15 @@ def ranked(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, coarse: bool, k: int
     return made
 
 
-def assert_equal(left: Entries, right: Entries) -> None:
+def assert_equal(left: tuple[Tensor, ...], right: tuple[Tensor, ...]) -> None:
     for one, other in zip(left, right, strict=True):
         assert torch.equal(one, other)
+
+
+def assert_same(left: Entries, right: Entries) -> None:
+    """The same entries; values to rounding."""
+    assert_equal(left[:2], right[:2])
+    assert torch.allclose(left[2], right[2], rtol=1e-5, atol=1e-4)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
@@ -90,20 +96,20 @@ def test_at_its_cut_an_entry_is_decided_by_the_exact_sum(seed: int, dtype: torch
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("seed", range(4))
-def test_coarse_and_float32_products_find_the_same_to_the_bit(seed: int, dtype: torch.dtype) -> None:
+def test_coarse_and_float32_products_find_the_same(seed: int, dtype: torch.dtype) -> None:
     x_BD, weight_FD, bias_F = draw(seed, dtype)
     cut_F = near(x_BD, weight_FD, bias_F)
-    assert_equal(found(x_BD, weight_FD, bias_F, cut_F, True), found(x_BD, weight_FD, bias_F, cut_F, False))
-    assert_equal(ranked(x_BD, weight_FD, bias_F, True), ranked(x_BD, weight_FD, bias_F, False))
+    assert_same(found(x_BD, weight_FD, bias_F, cut_F, True), found(x_BD, weight_FD, bias_F, cut_F, False))
+    assert_same(ranked(x_BD, weight_FD, bias_F, True), ranked(x_BD, weight_FD, bias_F, False))
 
 
 @pytest.mark.parametrize("coarse", [True, False], ids=["coarse", "float32"])
 def test_an_entry_depends_on_its_token_and_feature_alone(coarse: bool) -> None:
     """Permuted tokens, and tokens one by one, in other memory, with other threads."""
     x_BD, weight_FD, bias_F = draw(7)
-    x_BD /= x_BD.norm(dim=1, keepdim=True)  # no token has more than one active feature in twenty
+    x_BD /= x_BD.norm(dim=1, keepdim=True)  # no token alone has more candidates than the scan takes
     cut_F = near(x_BD, weight_FD, bias_F)
-    threads = torch.get_num_threads()
+    threads, equal = torch.get_num_threads(), assert_equal if coarse else assert_same
     for find in (lambda x: found(x, weight_FD, bias_F, cut_F, coarse), lambda x: ranked(x, weight_FD, bias_F, coarse)):
         whole = find(x_BD)
         order_B = torch.randperm(B, generator=torch.Generator().manual_seed(0))
@@ -111,11 +117,11 @@ def test_an_entry_depends_on_its_token_and_feature_alone(coarse: bool) -> None:
         row, feature, value = find(x_BD[order_B])
         torch.set_num_threads(threads)
         back = torch.argsort(order_B[row], stable=True)
-        assert_equal((order_B[row][back], feature[back], value[back]), whole)
+        equal((order_B[row][back], feature[back], value[back]), whole)
         parts = [find(x_BD[at : at + size]) for at, size in ((0, 1), (1, 2), (3, 67))]
         parts = [(row + at, *rest) for (row, *rest), at in zip(parts, (0, 1, 3), strict=True)]
         row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
-        assert_equal((row, feature, value), whole)
+        equal((row, feature, value), whole)
 
 
 @pytest.mark.parametrize("coarse", [True, False], ids=["coarse", "float32"])
@@ -189,7 +195,7 @@ def test_what_is_kept_follows_the_weights() -> None:
     assert kept.of(weight_FD, 1) is kept.of(weight_FD, 1)
     for change in (weight_FD, bias_F, cut_F):
         change[3:9] *= 0.5
-        assert_equal(entries(), found(x_BD, weight_FD, bias_F, cut_F, coarse=False))
+        assert_same(entries(), found(x_BD, weight_FD, bias_F, cut_F, coarse=False))
     assert not all(torch.equal(one, other) for one, other in zip(before, entries(), strict=True))
     kept.drop()
     assert kept.n_bytes == 0
