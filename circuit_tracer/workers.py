@@ -5,16 +5,19 @@ nothing of each other are better done whole, each by one thread: on a busy machi
 the others go on. So there are as many workers as torch may use threads, and each has one of these.
 
 What torch 2.13 does with the number (`torch.set_num_threads`): OpenMP and MKL keep it for each thread, and it is set by a call
-from that thread; a thread that computes for the first time begins with what was set last, by whichever thread. So a worker
-that sets one leaves every other thread as it was, except for those that begin before the number is set again, which is done
-as soon as workers have begun.
+from that thread. A thread that computes, or asks for the number, for the first time takes what was set last, by whichever
+thread, even if it has set a number itself: so a worker asks, and then sets one. That leaves every other thread as it was,
+except for those that begin before the number is set again, which is done as soon as workers have begun.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Generator, Sequence
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Sequence
 from contextvars import copy_context
+from dataclasses import dataclass
+from functools import partial
 from queue import SimpleQueue
 from typing import Any, Generic, TypeVar, cast
 
@@ -26,6 +29,7 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode_stack
 Piece = TypeVar("Piece")
 Result = TypeVar("Result")
 
+PATIENCE = 0.1  # seconds between two looks at workers that are to end
 _beginning = threading.Lock()  # held while workers begin, so that none takes another's number for the one that was set
 _here = threading.local()
 
@@ -42,13 +46,6 @@ def workers_on(device: torch.device) -> int:
         return torch.get_num_threads()
 
 
-def go_on() -> None:
-    """Said inside a piece, where it may end: raises Stopped if what it makes is no longer wanted."""
-    stopped: threading.Event | None = getattr(_here, "stopped", None)
-    if stopped is not None and stopped.is_set():
-        raise Stopped
-
-
 def in_order(work: Callable[[Piece], Result], pieces: Sequence[Piece], n_workers: int) -> Generator[Result, None, None]:
     """work(piece) for each piece, in their order, done by up to `n_workers` threads with one of torch's threads each.
 
@@ -56,7 +53,7 @@ def in_order(work: Callable[[Piece], Result], pieces: Sequence[Piece], n_workers
     watches its operations (modes of torch's functions or dispatch), which another thread's would escape.
 
     A piece that fails is raised in its turn, after the results of those before it; no other is begun then. Whoever ends early,
-    by an error, an interrupt or by closing the iterator, waits until no piece is under way. A worker records gradients if the
+    by an error, an interrupt or by closing the generator, waits until no piece is under way. A worker records gradients if the
     calling thread does, sees its context variables, and has no autocast, default device or inference mode.
     """
     if n_workers <= 1 or not pieces or _is_watched():
@@ -65,11 +62,37 @@ def in_order(work: Callable[[Piece], Result], pieces: Sequence[Piece], n_workers
         return
     crew = _Crew(work, pieces)
     try:
-        crew.begin(min(n_workers, len(pieces)))
+        crew.begin(n_workers)
         for number in range(len(pieces)):
             yield crew.result(number)
     finally:
         crew.end()
+
+
+def go_on() -> None:
+    """Said inside a piece, where it may end: raises Stopped if what it makes is no longer wanted."""
+    crew: _Crew[Any, Any] | None = getattr(_here, "crew", None)
+    if crew is not None and crew.stopped:
+        raise Stopped
+
+
+def others_are_idle() -> bool:
+    """Said inside a piece: whether other workers have nothing to do, and would help (`share`)."""
+    crew: _Crew[Any, Any] | None = getattr(_here, "crew", None)
+    return crew is not None and crew.idle > 0
+
+
+def share(work: Callable[[Piece], None], parts: Iterable[Piece]) -> Callable[[], None]:
+    """Said inside a piece: work(part) for each part of it, in any order, by workers that are idle while this one goes on.
+
+    Returns what does the parts that are left, waits for those under way, and raises the first error of any.
+    """
+    crew: _Crew[Any, Any] | None = getattr(_here, "crew", None)
+    if crew is None:
+        raise RuntimeError("only a piece can share its work")
+    batch = _Shared(work, deque(parts))
+    crew.offer(batch)
+    return partial(crew.finish, batch)
 
 
 def _is_watched() -> bool:
@@ -77,14 +100,26 @@ def _is_watched() -> bool:
     return not all(isinstance(mode, DeviceContext) for mode in modes)
 
 
+@dataclass(eq=False)
+class _Shared:
+    """Parts of a piece that are still to be done, and how many are under way."""
+
+    work: Callable[[Any], None]
+    parts: deque[Any]
+    running: int = 0
+    error: BaseException | None = None
+
+
 class _Crew(Generic[Piece, Result]):
-    """Some workers, their queue, and what they have made."""
+    """Some workers, their queue, and what they have made. What is theirs together changes under `change`."""
 
     def __init__(self, work: Callable[[Piece], Result], pieces: Sequence[Piece]) -> None:
         self.work, self.pieces = work, pieces
         self.gradients = torch.is_grad_enabled()
-        self.taking, self.numbers = threading.Lock(), iter(range(len(pieces)))
-        self.failed, self.stopped = threading.Event(), threading.Event()
+        self.change = threading.Condition()
+        self.taken = self.busy = self.idle = 0  # pieces taken, pieces under way, workers without one
+        self.failed = self.stopped = False  # no further piece is begun; nobody waits any more
+        self.shared: list[_Shared] = []
         self.begun = threading.Semaphore(0)
         self.made: SimpleQueue[tuple[int, Result | None, BaseException | None]] = SimpleQueue()
         self.kept: dict[int, tuple[Result | None, BaseException | None]] = {}
@@ -118,32 +153,85 @@ class _Crew(Generic[Piece, Result]):
 
     def end(self) -> None:
         """Wait until no worker is left, however often somebody interrupts."""
-        self.stopped.set()
         interrupted: KeyboardInterrupt | None = None
+        self.stopped = True
         for thread in self.threads:
             while thread.is_alive():
                 try:
-                    thread.join()
+                    with self.change:
+                        self.change.notify_all()
+                    thread.join(PATIENCE)
                 except KeyboardInterrupt as again:
                     interrupted = again
         if interrupted is not None:
             raise interrupted
 
+    def offer(self, batch: _Shared) -> None:
+        with self.change:
+            self.shared.append(batch)
+            self.change.notify_all()
+
+    def finish(self, batch: _Shared) -> None:
+        self._help(batch)
+        with self.change:
+            while batch.running:
+                self.change.wait()
+            self.shared = [other for other in self.shared if other is not batch]
+        if batch.error is not None:
+            raise batch.error
+        go_on()
+
     def _work(self) -> None:
-        """What a worker does: a piece after the other, until none is left, one has failed, or nobody waits any more."""
-        if self.stopped.is_set():
+        """What a worker does: pieces and parts of others' pieces, until there can be no more."""
+        if self.stopped:
             return
+        torch.get_num_threads()  # or the first operation here would take the number that was set last, by whomever
         torch.set_num_threads(1)
         self.begun.release()
-        _here.stopped = self.stopped
+        _here.crew = self
         with torch.set_grad_enabled(self.gradients):
-            while (number := self._take()) is not None:
-                try:
-                    self.made.put((number, self.work(self.pieces[number]), None))
-                except BaseException as error:
-                    self.failed.set()
-                    self.made.put((number, None, error))
+            while (task := self._next()) is not None:
+                task()
 
-    def _take(self) -> int | None:
-        with self.taking:
-            return None if self.failed.is_set() or self.stopped.is_set() else next(self.numbers, None)
+    def _next(self) -> Callable[[], None] | None:
+        with self.change:
+            while not self.stopped:
+                if self.taken < len(self.pieces) and not self.failed:
+                    self.taken, self.busy = self.taken + 1, self.busy + 1
+                    return partial(self._do, self.taken - 1)
+                if batch := next((batch for batch in self.shared if batch.parts), None):
+                    return partial(self._help, batch)
+                if not self.busy:
+                    break
+                self.idle += 1
+                self.change.wait()
+                self.idle -= 1
+        return None
+
+    def _do(self, number: int) -> None:
+        """One piece."""
+        try:
+            self.made.put((number, self.work(self.pieces[number]), None))
+        except BaseException as error:
+            self.failed = True
+            self.made.put((number, None, error))
+        with self.change:
+            self.busy -= 1
+            self.change.notify_all()
+
+    def _help(self, batch: _Shared) -> None:
+        """Parts of a piece, as long as some are left."""
+        while True:
+            with self.change:
+                if self.stopped or batch.error is not None or not batch.parts:
+                    return
+                part = batch.parts.popleft()
+                batch.running += 1
+            try:
+                batch.work(part)
+            except BaseException as error:
+                batch.error = error
+            with self.change:
+                batch.running -= 1
+                if not batch.running:
+                    self.change.notify_all()

@@ -93,6 +93,16 @@ UPCAST = tl.constexpr(INTERPRETED)
 
 
 @kernel
+def cut(number: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """float32 as a sum of three bfloat16, exactly; their sizes are 1, 2^-8 and 2^-16 of its own."""
+    high = number.to(tl.bfloat16)
+    below = number - high.to(tl.float32)
+    middle = below.to(tl.bfloat16)
+    low = (below - middle.to(tl.float32)).to(tl.bfloat16)
+    return high, middle, low
+
+
+@kernel
 def dot(
     left: tl.tensor, right: tl.tensor, total: tl.tensor, rest: tl.tensor, PRODUCT: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
@@ -102,10 +112,7 @@ def dot(
             left, right = left.to(tl.float32), right.to(tl.float32)
         total = tl.dot(left, right, total)
     if PRODUCT == "split":
-        high = left.to(tl.bfloat16)
-        below = left - high.to(tl.float32)
-        middle = below.to(tl.bfloat16)
-        low = (below - middle.to(tl.float32)).to(tl.bfloat16)
+        high, middle, low = cut(left)
         if UPCAST:
             high, middle, low = high.to(tl.float32), middle.to(tl.float32), low.to(tl.float32)
             right = right.to(tl.float32)

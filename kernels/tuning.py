@@ -1,9 +1,10 @@
 """Which configuration of a kernel is the fastest: tried once for sizes of a kind, and kept on disk for the next process.
 
-A kernel has at most `MOST_CONFIGS`, and each is timed for some `TRIAL_MS`: a shape of a new kind costs a fraction of a second, on
-a machine that has never seen it. What was found is one small file a choice in `folder()`, named after everything that it
-depends on: the kernel's source with all it calls, the configurations, the GPU, Triton's version, and the kind of shape. Files are
-put in place whole, so that processes may write at once; one that cannot be read is as good as none.
+A kernel has at most `MOST_CONFIGS`; each is timed for some `TRIAL_MS`, but for those that this GPU has no room for or whose
+registers spill: a shape of a new kind costs a fraction of a second beside compiling, on a machine that has never seen it. What
+was found is one small file a choice in `folder()`, named after everything that it depends on: the kernel's source with all it
+calls, the configurations, the GPU, Triton's version, and the kind of shape. Files are put in place whole, so that processes may
+write at once; one that cannot be read is as good as none.
 
 Nothing in a configuration may change the order of a sum, or results would depend on the timer: blocks along a summed axis are
 constants beside the kernels.
@@ -26,6 +27,7 @@ import torch
 import triton
 from triton.compiler.errors import CompileTimeAssertionFailure
 from triton.runtime.errors import OutOfResources, PTXASError
+from triton.testing import do_bench
 
 MOST_CONFIGS = 5
 TRIAL_MS = 20  # of timing, after a fourth of that to warm up
@@ -105,20 +107,24 @@ class Tuned:
     def _timed(
         self, grid: Any, args: Sequence[Any], constants: dict[str, Any], arguments: dict[str, Any]
     ) -> list[float]:
-        """Milliseconds of each configuration; infinite for one that the GPU has no room for."""
+        """Milliseconds of each configuration; infinite for one that is left out."""
         before = {name: arguments[name].clone() for name in self.adds_to}
 
-        def launch(config: triton.Config) -> None:
+        def launch(config: triton.Config) -> Any:
             for name in self.counts_in:
                 arguments[name].zero_()
-            self.fn[grid](*args, **constants, **config.all_kwargs())
+            return self.fn[grid](*args, **constants, **config.all_kwargs())
 
-        times = []
+        times, spill = [], []
         for config in self.configs:
             try:
-                times.append(bench(partial(launch, config)))
+                spill.append(launch(config).n_spills > 0)
+                times.append(math.inf if spill[-1] else bench(partial(launch, config)))
             except (OutOfResources, CompileTimeAssertionFailure, PTXASError):
+                spill.append(False)
                 times.append(math.inf)
+        if all(map(math.isinf, times)):  # better one that spills than none
+            times = [bench(partial(launch, c)) if s else math.inf for c, s in zip(self.configs, spill, strict=True)]
         for name, value in before.items():
             arguments[name].copy_(value)
         for name in self.counts_in:
@@ -133,8 +139,6 @@ def kind(size: int) -> int:
 
 def bench(launch: Callable[[], None]) -> float:
     """Milliseconds of a launch, the median."""
-    from triton.testing import do_bench
-
     return float(do_bench(launch, warmup=TRIAL_MS // 4, rep=TRIAL_MS, return_mode="median"))
 
 

@@ -1,7 +1,7 @@
 """How many programs of a kernel a multiprocessor holds, from what one takes; and the least time, from what all of them do.
 
-A multiprocessor has 65,536 registers, room for so many warps and programs, shared memory, and on Blackwell 512 columns of tensor
-memory. Registers are given out to warps, 256 at a time; each program's shared memory costs 1 KB more than it asks for.
+A multiprocessor has 65,536 registers, room for so many warps and programs, shared memory, and on Blackwell 512 columns of
+tensor memory. Registers are given out to warps, 256 at a time; each program's shared memory costs 1 KB more than it asks for.
 """
 
 from __future__ import annotations
@@ -33,7 +33,13 @@ GPUS = {
 BYTES_PER_SECOND = 4.8e12
 FLOPS = {"bfloat16": 990e12, "tf32": 495e12, "float32": 67e12}
 # How a product of each kind (kernels/launch.py) is made: how many of which.
-MADE_OF = {"native": (1, "bfloat16"), "split": (3, "bfloat16"), "tf32x3": (3, "tf32"), "plain": (1, "float32")}
+MADE_OF = {
+    "native": (1, "bfloat16"),
+    "split": (3, "bfloat16"),
+    "digits": (6, "bfloat16"),  # attend_back/projections.py
+    "tf32x3": (3, "tf32"),
+    "plain": (1, "float32"),
+}
 
 
 @dataclass(frozen=True)

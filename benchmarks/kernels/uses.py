@@ -1,7 +1,7 @@
 """Where kernels are used, at the shapes that occur, on tensors without memory ("meta"): what `compiled.py` compiles and counts.
 
-A use knows the operations (multiplications and additions) that its result takes, and the bytes that no implementation can avoid:
-every input read and every result written once; of a decoder a row for each entry, as if no cache held it.
+A use knows the operations (multiplications and additions) that its result takes, and the bytes that no implementation can
+avoid: every input read and every result written once; of a decoder a row for each entry, as if no cache held it.
 
 Letters: B tokens, D width, F features, C columns, n entries, k of a token; T rows in flight, P positions, H heads, K kv heads,
 d d_head, O = H * d, V = K * d.
@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.adam import triton as adam
+from circuit_tracer.kernels.attend_back import projections
 from circuit_tracer.kernels.attend_back import triton as attend_back
 from circuit_tracer.kernels.contract import triton as contract
 from circuit_tracer.kernels.decode import triton as decode
@@ -122,12 +123,22 @@ def _attention(model: Model) -> Iterator[Use]:
     kind = product(F32, F32)
     yield Use("attend_back mix", model.name, shape, launch, 2 * T * model.heads * d * below, kind,
               nbytes(z, mixed) + 4 * model.heads * below)  # fmt: skip
+    for dtype, made in ((F32, "digits"), (BF16, "split")):
+        n, n_out, V = T * P, model.heads * d, model.kv_heads * d
+        g, digits = new(n, model.width), new(3 if dtype is F32 else 1, model.width, n_out, dtype=BF16)
+        launch = _run(projections._project_op, new(n, n_out), g, digits, False)
+        shape = f"{n} x {model.width} x {n_out}, {str(dtype)[6:]} weights"
+        yield Use("attend_back project", model.name, shape, launch, 2.0 * n * model.width * n_out, made,
+                  nbytes(g, digits) + 4.0 * n * n_out)  # fmt: skip
+        digits = new(len(digits), V, model.width, dtype=BF16)
+        launch = _run(projections._project_op, g, new(n, V), digits, True)
+        shape = f"{n} x {V} x {model.width}, added, {str(dtype)[6:]} weights"
+        yield Use("attend_back project", model.name, shape, launch, 2.0 * n * model.width * V, made,
+                  2 * nbytes(g) + nbytes(digits) + 4.0 * n * V)  # fmt: skip
     n = 2048  # a long prompt, whose pattern is made anew
     strip = new(model.heads, n, 1024)
     query, key, lse = new(model.heads, n, d), new(model.kv_heads, n, d), new(model.heads, n)
-    launch = _run(
-        attend_back._pattern_op, strip, query, key, lse, new(n, dtype=I64), new(n), 0, 0, d**-0.5, 50.0
-    )
+    launch = _run(attend_back._pattern_op, strip, query, key, lse, new(n, dtype=I64), new(n), 0, 0, d**-0.5, 50.0)
     yield Use("attend_back pattern", model.name, f"P {n}, strip 1024, d {d}", launch, 2.0 * strip.numel() * d, kind,
               nbytes(strip, query, key[:, :1024], lse))  # fmt: skip
 
@@ -140,16 +151,14 @@ def _contraction(model: Model) -> Iterator[Use]:
     flops = 2.0 * T * n * model.width
     moved = nbytes(g) + 2 * nbytes(out)
     rows = new(n, model.width)
-    launch = _run(
-        contract._contract_op, out, g, [rows], ptr, new(P, dtype=I64), None, None, None, model.active
-    )
+    launch = _run(contract._contract_op, out, g, [rows], ptr, new(P, dtype=I64), None, None, None, model.active)
     yield Use("contract", model.name, shape, launch, flops, product(F32, F32), moved + nbytes(rows))
     table = new(model.features, model.width, dtype=BF16)
     which, where = new(n, dtype=I64), new(n, dtype=I64)
-    launch = _run(
-        contract._contract_op, out, g, [table], ptr, where, which, which, new(n), model.active
+    launch = _run(contract._contract_op, out, g, [table], ptr, where, which, which, new(n), model.active)
+    yield Use(
+        "contract, addressed", model.name, shape, launch, flops, product(F32, BF16), moved + 2.0 * n * model.width
     )
-    yield Use("contract, addressed", model.name, shape, launch, flops, product(F32, BF16), moved + 2.0 * n * model.width)
 
 
 def _encoding(

@@ -52,12 +52,12 @@ class MemoryPlan:
             "read decoder rows": {
                 "frozen prompt": made,
                 "decoder rows": kept,
-                "one layer's, being read": work.reading(self.keep_decoder_rows, self.chunk_bytes),
+                "one layer's, being read": work.reading(self.keep_decoder_rows, self.chunk_bytes, self.workers),
             },
             "compute edges": {
                 "frozen prompt": state,
                 "decoder rows": kept or gathered,
-                "rows in flight": workers * work.in_flight(blocks),
+                "rows in flight": work.in_flight(blocks, workers),
                 "finished rows": rows,
             },
             "make the graph": {"frozen prompt": state, "finished rows": rows, "edges of the graph": work.graph()},

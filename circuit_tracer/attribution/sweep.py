@@ -11,7 +11,8 @@ Letters: L layers, P positions, D d_model, T rows in flight, C columns (active f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -22,11 +23,14 @@ from circuit_tracer.attribution.attention_nodes import LinearAttention
 from circuit_tracer.attribution.decoder_rows import DecoderRows
 from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
-from circuit_tracer.attribution.row_blocks import split_rows
+from circuit_tracer.attribution.row_blocks import BYTES_WAITING, split_rows
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.kernels.contract import contract_, contract_each
 from circuit_tracer.models.frozen import FrozenNetwork
-from circuit_tracer.workers import go_on
+from circuit_tracer.workers import go_on, others_are_idle, share
+
+# Bytes of all layers' sources from which on idle workers are let read off some; positions that one reads off at a time.
+WORTH_SHARING, POSITIONS_A_PART = 16 * 2**20, 2
 
 REACH_BYTES = 2**24  # that a table of how tokens reach positions may take
 
@@ -148,6 +152,8 @@ class Sweep:
                 network.layers[layer].attend_back_(here, flight.prompt_T(flight.step(layer)))
             flight.join_attention(layer)
             flight.join_stream(layer, True)
+        flight.read_waiting()
+        flight.read_shared()
         flight.read_tokens()
         return flight.blocks
 
@@ -200,6 +206,13 @@ class _Flight:
         counts = [torch.bincount(block.step, minlength=n_steps + 1).flip(0).cumsum(0).flip(0) for block in self.blocks]
         # (steps + 2) x B rows of each prompt at a step or above
         self.joined: list[list[int]] = [*torch.stack(counts, dim=1).tolist(), [0] * len(members)]
+        self.waiting: list[tuple[int, Tensor]] = []  # layers, and rows that have not read off what is written there
+        self.read_shared: Callable[[], None] = lambda: None  # ends what was shared last
+        decoder = self.prompts[0].decoder
+        self.sharing = False
+        layers = range(len(decoder.written))
+        sources = sum(decoder.bytes_at(layer, self.n_pos) for layer in layers) if self.alone and decoder.at_hand else 0
+        self.may_share = sources > WORTH_SHARING
         width = self.targets[0].vector.shape[1]
         self.g = torch.zeros(len(rows[0]) if self.alone else 0, self.n_pos, width, **self.options)
 
@@ -279,9 +292,37 @@ class _Flight:
         """What the rows above a layer's MLP find of what is written there."""
         for number, rows_TPD in self._of_each(self.step(layer) + 1):
             block = self.blocks[number]
-            _contract(rows_TPD, layer, self.prompts[number].decoder, block)
+            self.sharing = self.sharing or (self.may_share and others_are_idle())
+            if self.sharing:  # to the end: layers add to the same columns, one after the other
+                self.waiting.append((layer, rows_TPD.clone()))
+            else:
+                _contract(rows_TPD, layer, self.prompts[number].decoder, block)
             error_PD = self.errors[number][layer, : rows_TPD.shape[1]]
             block.error[: len(rows_TPD), layer] = contract_each(rows_TPD, error_PD)
+
+        decoder = self.prompts[0].decoder
+        waiting = sum(rows.nbytes + decoder.bytes_at(layer, rows.shape[1]) for layer, rows in self.waiting)
+        if waiting > BYTES_WAITING:
+            self.read_waiting()
+
+    def read_waiting(self) -> None:
+        """Let idle workers read off what waits. Positions have columns of their own, so who does which changes no sum."""
+        self.read_shared()
+        if not (waiting := self.waiting):
+            return
+        decoder, block, self.waiting = self.prompts[0].decoder, self.blocks[0], []
+
+        def read(positions: range) -> None:
+            first, last = positions.start, positions.stop
+            for layer, rows_TPD in waiting:
+                sources = decoder.written[layer]
+                ptr = [start - sources.ptr[first] for start in sources.ptr[first : last + 1]]
+                written, column = decoder.between(layer, first, last), sources.column[first:last]
+                contract_(block.feature[: len(rows_TPD)], rows_TPD[:, first:last], written, ptr, column)
+
+        parts = -(-self.n_pos // POSITIONS_A_PART)
+        ends = [self.n_pos * part // parts for part in range(parts + 1)]
+        self.read_shared = share(read, itertools.starmap(range, itertools.pairwise(ends)))
 
     def read_off_attention(self, layer: int) -> None:
         """What they find of what a dictionary writes in place of the layer's attention. Where attention and MLP run in

@@ -142,7 +142,9 @@ def attribute_together(
                 continue
             flat = targets.flatten() if isinstance(targets, Tensor) else targets
             aim = Aim(flat, max_n_logits, desired_logit_prob, position)
-            tasks[number] = Task(model, ids, left_out, aim, options, held, budget)
+            tasks[number] = Task(
+                model, ids, left_out, aim, options, held, budget, coarse=model.transcoders.coarse_bytes
+            )
         for group in _groups(model, tasks):
             outcomes |= zip(group, _together([tasks[number] for number in group]), strict=True)
             progress("prompts", len(outcomes), len(prompts))
@@ -254,7 +256,9 @@ def _plan(tasks: list[Task], encoded: EncodedPrompts) -> MemoryPlan:
     counts = encoded.counts_Ln.split([len(task.ids) for task in tasks], dim=1)
     task, largest = max(zip(tasks, counts, strict=True), key=lambda pair: int(pair[1].sum()) * pair[1].shape[1])
     workers, batch_size = workers_on(task.device), task.options.batch_size
-    plan = plan_memory(task.sizes(largest), task.held, _share(tasks), batch_size, keep_patterns=True, workers=workers)
+    plan = plan_memory(
+        task.sizes(largest), task.held_now, _share(tasks), batch_size, keep_patterns=True, workers=workers
+    )
     if not plan.keep_decoder_rows:
         raise ResourceError("the decoder rows of these prompts do not fit into memory together")
     return plan

@@ -85,7 +85,8 @@ def begin(
     device = model.parts.device
     taken = held_bytes(device)
     budget = options.memory or taken + free_bytes(device) // options.ranks.local
-    return Task(model, ids, left_out, aim, options, taken, budget, held)
+    coarse = model.transcoders.coarse_bytes
+    return Task(model, ids, left_out, aim, options, taken, budget, held, coarse=coarse)
 
 
 def encode(task: Task) -> EncodedPrompt:
@@ -140,7 +141,7 @@ def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
     try:
         plan = plan_memory(
             task.sizes(encoded.counts_LP),
-            task.held,
+            task.held_now,
             task.budget,
             options.batch_size,
             options.may_keep_rows,
@@ -159,7 +160,7 @@ def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
 def make_linear(task: Task, encoded: EncodedPrompt, plan: MemoryPlan) -> tuple[LinearPrompt, MemoryPlan]:
     """The prompt made linear, and the plan, in which decoder rows are read again if they did not fit."""
     return retrying(
-        lambda plan: linearise(encoded, task.model.transcoders, plan.keep_decoder_rows, plan.chunk_bytes),
+        lambda plan: linearise(encoded, task.model.transcoders, plan.keep_decoder_rows, plan.chunk_bytes, plan.workers),
         plan,
         lambda plan, _: plan.reading_again() if plan.keep_decoder_rows else None,
         task.device,

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES
-from circuit_tracer.attribution.row_blocks import BlockTree, most_rows
+from circuit_tracer.attribution.row_blocks import BYTES_WAITING, BlockTree, most_rows
 from circuit_tracer.kernels.attend_back import BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.transcoders.base import Transcoders
@@ -119,14 +119,17 @@ class TraceSizes:
             PIECE, self.features_a_layer * self.config.d_model * self.item
         )
 
-    def reading(self, keep_rows: bool, chunk: int) -> int:
-        """Beside the state and the rows kept: what a source layer writes to all others, or a chunk's rows (decoder_rows.py)."""
+    def reading(self, keep_rows: bool, chunk: int, workers: int = 1) -> int:
+        """Beside the state and the rows kept: what a source layer writes to all others, for each worker, or a chunk's rows
+        (decoder_rows.py).
+        """
         unique = self.active_LP.sum(1).clamp_max(self.features_a_layer)
         reach = (self.written_LP.sum(1) > self.active_LP.sum(1)).any()
         targets = torch.arange(len(unique), 0, -1) if reach else torch.ones_like(unique)
         row = self.config.d_model * self.item
         if keep_rows:
-            return int((unique * targets).max()) * row + 2 * int(self.active_LP.sum(1).max()) * row
+            of_workers = int((unique * targets).sort(descending=True).values[:workers].sum())
+            return of_workers * row + 2 * workers * int(self.active_LP.sum(1).max()) * row
         return 3 * self.gathered(chunk)
 
     def gathered(self, chunk: int) -> int:
@@ -178,21 +181,23 @@ class TraceSizes:
         """Finished rows (finished_rows.py)."""
         return int(sum(rows * many * int(self.width_P[n_pos - 1]) for rows, n_pos, many in blocks)) * self.item
 
-    def in_flight(self, blocks: list[tuple[int, int, float]]) -> int:
-        """Gradients of the largest block, and what a chunk of it takes on its way through a layer (kernels/attend_back).
+    def in_flight(self, blocks: list[tuple[int, int, float]], workers: int = 1) -> int:
+        """For each worker: gradients of the largest block, and what a chunk of it takes on its way through a layer
+        (kernels/attend_back). With several, rows of some layers wait to be read off, and as many are being read off (sweep.py).
 
         On a GPU the first block's edges exist twice, while the kernel that adds to them is tuned (kernels/contract).
         """
-        config, largest = self.config, 0
+        config, largest, waiting = self.config, 0, 0
         chunk = BYTES_IN_FLIGHT_ON_GPU if self.on_gpu else 2 * BYTES_IN_FLIGHT
         for rows, n_pos, _ in blocks:
             gradient = rows * n_pos * config.d_model * self.item
             heads = (config.n_heads + config.n_key_value_heads) * config.d_head
             per_row = n_pos * max(2 * heads, 3 * config.d_model if self.skip else 0) * self.item
             tuned = rows * int(self.width_P[n_pos - 1]) * self.item if self.on_gpu else 0
+            waiting = max(waiting, min(2 * BYTES_WAITING, config.n_layers * gradient))
             largest = max(largest, gradient + tuned + min(rows * per_row, max(chunk, per_row)))
         weights = 2 * config.d_model * config.n_heads * config.d_head * self.item
-        return largest + weights
+        return workers * (largest + weights) + (workers - 1) * waiting
 
     def graph(self) -> int:
         """The graph's edges, and what checking them takes (assemble.py, graph/edges.py)."""

@@ -164,6 +164,16 @@ def test_takes_strided_weights_and_patterns() -> None:
         assert_added(found, expected, g, TOLERANCE[torch.float32])
 
 
+def test_takes_weights_in_bfloat16_exactly() -> None:
+    """Rows and pattern in float32: nothing of either is rounded to the weights' format."""
+    g, pattern, output, value = draw(3, 19, 40, 2, 2, 16, torch.float32)
+    output, value = output.bfloat16(), value.bfloat16()
+    expected = specification.attend_back(*(part.double() for part in (g, pattern, output, value)))
+    found = g.clone().to(DEVICE)
+    kernels.attend_back_(found, *(part.to(DEVICE) for part in (pattern, output, value)))
+    assert_added(found, expected, g, 1e-6)
+
+
 def test_rows_do_not_see_each_other() -> None:
     g, pattern, output, value = draw(4, 5, 8, 2, 2, 3, torch.float32)
     expected = specification.attend_back(*(part.double() for part in (g, pattern, output, value)))
