@@ -1,4 +1,4 @@
-"""Floating-point operations that a set of attribution rows needs, whatever the engine.
+"""Floating-point operations of a set of attribution rows, whatever the engine.
 
 A row for a target at (layer l_t, position p_t) sees positions 0..p_t and layers below l_t only; with d d_model,
 h d_head, H heads, G key/value heads, P' = p_t + 1, and C_l(p) decoder rows of active features that write to layer l at
@@ -9,6 +9,9 @@ positions <= p:
                                            + H h P' (P' + 1)        the causal pattern
       but at the row's first layer its gradient stands at one position: W_O and the pattern once, W_V at P' positions
     token columns                          2 d P'
+
+This is the plain way down. An engine that finds a shorter one (ours goes through the first layer's attention with a table of
+tokens) is credited with the plain one: what is compared is rows a second, in units of the machine.
 
 One multiplication and one addition are two operations. Norms, copies and the selection of rows count as nothing.
 """

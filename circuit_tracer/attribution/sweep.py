@@ -32,6 +32,8 @@ from circuit_tracer.workers import go_on, others_are_idle, share
 # Bytes of all layers' sources from which on idle workers are let read off some; positions that one reads off at a time.
 WORTH_SHARING, POSITIONS_A_PART = 16 * 2**20, 2
 
+REACH_BYTES = 2**24  # that a table of how tokens reach positions may take
+
 
 @dataclass(frozen=True)
 class EdgeBlock:
@@ -76,6 +78,7 @@ class Sweep:
         self.dtype, self.device = prompts[0].error.dtype, prompts[0].error.device
         self.start = [0, *torch.tensor([prompt.n_pos for prompt in prompts]).cumsum(0).tolist()]
         self.error = [_in_residual(prompt) for prompt in prompts]  # B x (L, P, D)
+        self.reach = _reach(prompts[0]) if len(prompts) == 1 else None
 
     def split(self, targets: ReadOut, block_rows: int, numbers: int = 0, wanted: Tensor | None = None) -> list[Tensor]:
         """Which of the `wanted` (T,) targets (None: all) are swept together (row_blocks.py): results do not depend on it beyond
@@ -134,6 +137,13 @@ class Sweep:
             if network.parallel and layer in replaced:
                 flight.read_off_attention(layer)
             flight.skip_back_(layer)
+            if flight.at_one_position and not network.parallel and layer not in replaced:
+                if layer == 0 and self.reach is not None:
+                    flight.join(layer)
+                    flight.read_tokens_through(self.reach)
+                    return flight.blocks
+                flight.attend_back_and_join(layer)
+                continue
             here = flight.join(layer)
             flight.join_stream(layer, False)
             if not network.parallel and layer in replaced:
@@ -146,6 +156,21 @@ class Sweep:
         flight.read_shared()
         flight.read_tokens()
         return flight.blocks
+
+
+def _reach(prompt: LinearPrompt) -> Tensor | None:
+    """How each token reaches every position of the stream that the first layer's MLP reads, (P, P, D): with it rows find the
+    tokens without a way through that layer's attention, by D numbers a token and position instead of its weights. None where
+    it would be large, or where something else stands for this attention or beside it.
+    """
+    embedding_PD, network = prompt.captured.embedding, prompt.network
+    replaced = prompt.attention is not None and 0 in prompt.attention.layers
+    if network.parallel or replaced or len(embedding_PD) * embedding_PD.nbytes > REACH_BYTES:
+        return None
+    alone_PPD = embedding_PD.new_zeros(len(embedding_PD), *embedding_PD.shape)
+    every = torch.arange(len(embedding_PD), device=embedding_PD.device)
+    alone_PPD[every, every] = embedding_PD
+    return alone_PPD + torch.stack([network.layers[0].attend(each_PD, constants=False) for each_PD in alone_PPD])
 
 
 def _in_residual(prompt: LinearPrompt) -> Tensor:
@@ -227,6 +252,22 @@ class _Flight:
             return self.network.final_norm.adjoint_at(vector_nD, place_n)
         return self.network.read_adjoint(layer, vector_nD, place_n)
 
+    @property
+    def at_one_position(self) -> bool:
+        """Whether these are rows of one prompt that begin at the MLPs (or behind the final norm), at one position each."""
+        return self.alone and self.targets[0].stream is None and self.targets[0].attention is None
+
+    def attend_back_and_join(self, layer: int) -> None:
+        """Rows above a layer's MLP go through the attention before it, and those that begin there do so from their position."""
+        above, here = (self.joined[step][0] for step in (self.step(layer) + 1, self.step(layer)))
+        attention, targets = self.network.layers[layer], self.targets[0]
+        if above:
+            attention.attend_back_(self.g[:above])
+        if above < here:
+            position = targets.position[above:here].to(self.g.device)
+            adjoint = self._adjoint(layer, targets.vector[above:here].to(**self.options), position)
+            self.g[above:here] = attention.attend_back_at(adjoint, position, self.n_pos)
+
     def join_stream(self, layer: int, entering: bool) -> None:
         """Targets that read the stream itself, at several places: of one prompt only."""
         for targets in self.targets if self.alone else ():
@@ -300,6 +341,11 @@ class _Flight:
         for number, rows_TPD in self._of_each(0):
             embedding = self.prompts[number].captured.embedding[: rows_TPD.shape[1]]
             self.blocks[number].token.copy_(contract_each(rows_TPD, embedding))
+
+    def read_tokens_through(self, reach_PPD: Tensor) -> None:
+        """The same from above the first layer's attention."""
+        reach = reach_PPD[: self.n_pos, : self.n_pos].flatten(1)
+        self.blocks[0].token.copy_(self.g.flatten(1) @ reach.T)
 
     def multiply_(self, layer: int) -> None:
         """Rows above a layer, through the number that its whole stream is multiplied by."""

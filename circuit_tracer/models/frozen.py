@@ -9,7 +9,7 @@ Letters: L layers, P positions, D d_model, H heads, T rows in flight, n arbitrar
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
 
 import torch
@@ -24,6 +24,9 @@ from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
 from circuit_tracer.models.side_patterns import SidePatterns
 from circuit_tracer.models.sites import SITES, Side, Site, check_hooks
 
+Projections = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
+KEPT_PROJECTIONS = 2**21  # bytes of one layer
+
 
 @dataclass(frozen=True)
 class FrozenLayer:
@@ -36,6 +39,7 @@ class FrozenLayer:
     attention_post_norm: FrozenNorm | None
     mlp_norm: FrozenNorm | None
     mlp_post_norm: FrozenNorm | None
+    _projections: dict[torch.dtype, Projections] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def attend(self, resid_PD: Tensor, constants: bool) -> Tensor:
         """What attention adds to the residual stream, (P, D); `constants` adds biases and norm shifts."""
@@ -87,6 +91,14 @@ class FrozenLayer:
             rows.append(torch.einsum("nkgp,nkgd->npkd", looks, heads).flatten(2) @ value)
         return torch.cat(rows) if rows else z_nO.new_zeros(0, n_pos, value.shape[1])
 
+    def attend_back_at(self, g_nD: Tensor, position_n: Tensor, n_pos: int) -> Tensor:
+        """Adjoint of `r + attend(r)` for gradients (n, D) at one position each: (n, P, D) among the first `n_pos`."""
+        output, _, _, after = self.projections(g_nD.dtype)
+        z_nO = g_nD @ output
+        made = self.heads_back(z_nO if after is None else z_nO * after[position_n][:, None], position_n, n_pos)
+        made[torch.arange(len(g_nD), device=g_nD.device), position_n] += g_nD
+        return made
+
     def pattern_rows(self, position_n: Tensor, n_pos: int) -> Tensor:
         """Where the queries at some positions look among the first `n_pos`: (n, H, P)."""
         if isinstance(self.pattern, SidePatterns):
@@ -112,10 +124,20 @@ class FrozenLayer:
             whose = None if prompt_T is None else prompt_T[first : first + step]
             rows += self.mixing.back(rows @ output, before, after, whose) @ value
 
-    def projections(self, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+    def projections(self, dtype: torch.dtype) -> Projections:
         """Weights of the linear part, with what norms and multipliers do to them: (D, O) of outputs and (V, D) of values; and
         what is left to multiply the pattern's columns (P,) (1/sigma of the norm before) and rows (P,) (of the one behind).
+
+        Small ones are kept: a block of few rows would spend more on making them than on multiplying with them.
         """
+        if (kept := self._projections.get(dtype)) is not None:
+            return kept
+        made = self._project(dtype)
+        if made[0].nbytes + made[1].nbytes <= KEPT_PROJECTIONS:
+            self._projections[dtype] = made
+        return made
+
+    def _project(self, dtype: torch.dtype) -> Projections:
         output, value = self.parts.output_weight.to(dtype), self.parts.value_weight.to(dtype)
         output = output * self.parts.residual_multiplier if self.parts.residual_multiplier != 1 else output
         before = after = None
