@@ -4,8 +4,8 @@
     python -m benchmarks.kernels.screening --model WORK/smollm2-hf --transcoders WORK/clt-2048
 
 Without a model inputs and dictionaries are random, one feature in a hundred active; with one also what a layer of a dictionary
-that reads the residual stream before MLPs (`hook_resid_mid`) reads on texts. Nothing is reported unless on 1,000 prompts of 25 tokens both products give the same
-entries, and wherever the dense float32 selection differs, an exact sum says that it was wrong.
+that reads the residual stream before MLPs (`hook_resid_mid`) reads on texts. Nothing is reported unless on 1,000 prompts of 25
+tokens both products give the same entries, and wherever the dense float32 selection differs, an exact sum says that it was wrong.
 
 Letters: P tokens, D width, F features.
 """

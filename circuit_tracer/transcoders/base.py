@@ -169,7 +169,7 @@ class Transcoders(LazyModule):
     def dtype(self) -> torch.dtype: ...
 
     def kept(self, layer: int) -> Kept:
-        """What is kept of the encoder of a layer from one encoding to the next: a coarse copy if those of all layers are small."""
+        """What is kept of the encoder of a layer between calls; a coarse copy if those of all layers are small."""
         if layer not in self._kept:
             weights = sum(self.n_features(each) for each in self.layers) * self.d_model
             share = psutil.virtual_memory().total // MEMORY_FOR_COPIES

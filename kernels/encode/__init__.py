@@ -128,7 +128,7 @@ def above_cuts(rows: Rows, weights: Weights, cut_F: Tensor) -> Entries:
 
 
 def k_largest(rows: Rows, weights: Weights, k: int) -> Entries | None:
-    """The k largest pre-activations of each token but zeros, of equal ones those of the lowest features: (token, feature, value).
+    """The k largest pre-activations of each token but zeros, of equal ones the lowest features: (token, feature, value).
 
     None where k is not small against F: take the product, and the largest of it. Of float32 on a CPU.
     """

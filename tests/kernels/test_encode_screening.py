@@ -121,7 +121,7 @@ def test_an_entry_depends_on_its_token_and_feature_alone(coarse: bool) -> None:
         parts = [find(x_BD[at : at + size]) for at, size in ((0, 1), (1, 2), (3, 67))]
         parts = [(row + at, *rest) for (row, *rest), at in zip(parts, (0, 1, 3), strict=True)]
         row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
-        equal((row, feature, value), whole)
+        assert_same((row, feature, value), whole)  # one token alone may have too many candidates for a scan
 
 
 @pytest.mark.parametrize("coarse", [True, False], ids=["coarse", "float32"])
