@@ -44,6 +44,7 @@ SMALL = ("smollm2-hf", "clt-256", "plt-256", "plt-256-skip")
 
 CPU = (
     Benchmark("startup", "tracing.startup", "--peer {WORK}/peer", ("peer",), 0.5),
+    Benchmark("waits", "tracing.waits", "", (), 0.5),
     Benchmark("upstream", "upstream", "--peer {WORK}/peer", ("peer",), 1),
     Benchmark(
         "agreement",
