@@ -37,8 +37,9 @@ def rounds(store: FinishedRows, weight_K: Tensor, budget: int) -> Generator[Tens
     """The same for whoever computes rows of several prompts at once: yields columns whose rows are to be in the store when it
     goes on, and returns those selected.
     """
+    weight_K = weight_K.to(store.device)
     while True:
-        influence, _ = store.influence(weight_K)
+        influence = store.influence(weight_K).cpu()
         missing = _missing(store, _top(influence, budget), influence)
         if len(missing) <= SMALLEST_ROUND:
             break
@@ -57,20 +58,20 @@ def largest_below(store: FinishedRows, weight_K: Tensor, budget: int) -> tuple[T
     The threshold is found by iterating "the budget-th largest influence under the last threshold", inside a bracket that
     every pass narrows.
     """
-    influence, _ = store.influence(weight_K)
     above, below = float("inf"), 0.0  # S(above) fits the budget, S(below) does not
-    best, best_influence = torch.empty(0, dtype=torch.int64), influence
-    threshold = _value_at(influence, budget)
+    best_threshold, best_influence = float("inf"), store.influence(weight_K)
+    threshold = _value_at(best_influence, budget)
     for _ in range(64):
-        influence, selected = store.influence(weight_K, threshold)
-        count = int(selected.sum())
+        influence = store.influence(weight_K, threshold)
+        count, following = _count_and_value(influence, threshold, budget)
         if count <= budget:
-            above, best, best_influence = threshold, torch.nonzero(selected).flatten(), influence
+            above = best_threshold = threshold
+            best_influence = influence
             if count == budget:
                 break
         else:
             below = threshold
-        threshold = _value_at(influence, budget)
+        threshold = following
         if not below < threshold < above:
             threshold = (
                 (below * above) ** 0.5
@@ -79,10 +80,19 @@ def largest_below(store: FinishedRows, weight_K: Tensor, budget: int) -> tuple[T
             )
         if not below < threshold < above:
             break
+    best_influence = best_influence.cpu()
+    best = torch.nonzero(best_influence >= best_threshold).flatten()
     rest = best_influence.clone()
     rest[best] = -1
     fill = torch.argsort(rest, descending=True, stable=True)[: budget - len(best)]
     return torch.cat([best, fill]).sort().values, best_influence
+
+
+def _count_and_value(influence: Tensor, threshold: float, rank: int) -> tuple[int, float]:
+    """How many influences reach a threshold, and the `rank`-th largest: the one thing that a pass is asked for."""
+    value = torch.topk(influence, rank).values[-1]
+    count, value = torch.stack([(influence >= threshold).sum().to(value), value]).tolist()
+    return int(count), value
 
 
 def _top(influence: Tensor, count: int) -> Tensor:
