@@ -92,14 +92,14 @@ def _read(results: Path, name: str) -> dict[str, Any]:
 
 def _conditions(record: dict[str, Any], name: str) -> str:
     """When, of which commit, where and by which command a record was made."""
-    made = record if "date" in record else record["machine"]
-    machine, versions = (
-        made["machine"],
-        record.get("versions") or record.get("against_peer", {}).get("ours", {}).get("versions", {}),
-    )
+    machine = record["machine"]
+    versions = record.get("versions") or record.get("against_peer", {}).get("ours", {}).get("versions", {})
     torch = versions.get("ours", versions).get("torch")
+    busy = machine.get("others_busy_cores")
     where = [machine["cpu"], f"{machine['cores']} cores", *([f"torch {torch}"] if torch else [])]
-    return f"`benchmarks/results/{name}.json`, {made['date']}, commit {made['commit']}, {', '.join(where)}: `{made['command']}`"
+    where += [] if busy is None else [f"others busy on {busy:.1f} of them"]
+    made = f"{record['date']}, commit {record['commit']}, {', '.join(where)}"
+    return f"`benchmarks/results/{name}.json`, {made}: `{record['command']}`"
 
 
 def _between(path: Path, made: str) -> str:

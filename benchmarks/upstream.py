@@ -208,7 +208,7 @@ def main() -> None:
         if args.checkout is not None:
             results["its tests"] = own_tests(args.checkout.resolve(), work)
             results["its notebooks"] = notebooks(args.checkout.resolve())
-    write_results(RESULTS / "upstream.json", {"machine": describe(), **results})
+    write_results(RESULTS / "upstream.json", describe() | results)
     print(json.dumps(results, indent=1))
     wrong = bool(results["names"]["missing"]) or not all(each["same"] for each in results["files"])
     if args.checkout is not None:

@@ -8,8 +8,9 @@ import os
 import platform
 import subprocess
 import sys
+import time
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import psutil
 
@@ -46,8 +47,32 @@ def command() -> str:
     return " ".join(["python", "-m", ".".join(name), *(Path(word).name for word in sys.argv[1:])])
 
 
+class Used(NamedTuple):
+    """Processor seconds by a clock: of everybody, and of this process with those of its children that have ended."""
+
+    clock: float
+    everybody: float
+    ours: float
+
+    @classmethod
+    def now(cls) -> Used:
+        everybody, ours = psutil.cpu_times(), psutil.Process().cpu_times()
+        idle = everybody.idle + getattr(everybody, "iowait", 0.0)
+        # a guest's time is in that of its host too
+        guests = getattr(everybody, "guest", 0.0) + getattr(everybody, "guest_nice", 0.0)
+        return cls(time.perf_counter(), sum(everybody) - guests - idle, sum(ours[:4]))
+
+    def others_since(self, before: Used) -> float:
+        """Processors that others kept busy, on average."""
+        others = (self.everybody - before.everybody) - (self.ours - before.ours)
+        return max(0.0, others / max(self.clock - before.clock, 1e-9))
+
+
+_begun = Used.now()  # a benchmark is a process of its own
+
+
 def describe(**more: Any) -> dict[str, Any]:
-    load = os.getloadavg()[0] if hasattr(os, "getloadavg") else None
+    """The head of a record."""
     return {
         "date": datetime.date.today().isoformat(),
         "commit": commit(),
@@ -57,12 +82,18 @@ def describe(**more: Any) -> dict[str, Any]:
             "cores": os.cpu_count(),
             "memory_gb": round(psutil.virtual_memory().total / 1e9, 1),
             "system": f"{platform.system()} {platform.machine()}",
-            "load_at_start": load,
         },
         **more,
     }
 
 
 def write_results(path: Path, results: dict[str, Any]) -> None:
+    """Write a record whole, with what others used of the machine since this process began."""
+    if "machine" in results:
+        used = Used.now()
+        results["machine"] |= {
+            "others_busy_cores": round(used.others_since(_begun), 2),
+            "seconds": round(used.clock - _begun.clock, 1),
+        }
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(results, indent=1, allow_nan=False) + "\n")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from benchmarks.tables import (
     agreement,
     attention,
+    compiled,
     explanations,
     many,
     neurons,
@@ -60,6 +61,7 @@ PAGES = (
             Section("waits", "Waiting for a GPU", results.waits),
             Section("kernels", "Kernels on a CPU, against torch", results.kernels),
             Section("kernels_cuda", "Kernels on a GPU, against torch", results.kernels),
+            Section("kernels_compiled", "Kernels compiled for GPUs", compiled.compiled),
             Section("startup", "Command line", results.startup),
         ),
     ),

@@ -15,6 +15,7 @@ from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.workers import in_order
 
 CHUNK_BYTES = 64 * 2**20  # of decoder rows gathered at once, where they are not kept
 
@@ -54,6 +55,16 @@ class DecoderRows:
         for first, last in self.chunks(layer, n_pos):
             if self.written[layer].ptr[last] > self.written[layer].ptr[first]:
                 yield first, last, self.into_residual(layer, self.at_hook(layer, first, last), first, last)
+
+    @property
+    def at_hand(self) -> bool:
+        """Whether rows are kept, one for each source."""
+        return bool(self._kept)
+
+    def bytes_until(self, n_pos: int) -> int:
+        """What the rows of the first `n_pos` positions take in all layers."""
+        row_bytes = self.transcoders.d_model * self._dtype.itemsize
+        return sum(written.ptr[n_pos] for written in self.written) * row_bytes
 
     def between(self, layer: int, first: int, last: int) -> Tensor:
         """The kept rows (n, D) of some positions, in the residual stream."""
@@ -104,16 +115,19 @@ class DecoderRows:
         found: Tensor = torch.nonzero(own).flatten() + here.start
         return found
 
-    def read_all(self) -> list[Tensor]:
-        """Scaled decoder rows (n, D) of all layers at the output hook; each file is read once, front to back."""
+    def read_all(self, workers: int = 1) -> list[Tensor]:
+        """Scaled decoder rows (n, D) of all layers at the output hook; each file is read once, front to back, by one of the
+        workers.
+        """
         active, layers = self.sources.active, self.written
         place: dict[str, Any] = {"dtype": self._dtype, "device": self._device}
         rows = [torch.empty(len(layer.feature), self.transcoders.d_model, **place) for layer in layers]
-        slot = torch.empty(len(self.sources), dtype=torch.int64)
-        for source in range(self.transcoders.n_layers):
+
+        def read(source: int) -> None:
             here = self._of_layer(source)
             if not len(here):
-                continue
+                return
+            slot = torch.empty(len(self.sources), dtype=torch.int64)
             unique, inverse = torch.unique(active.index[here] - self._first, return_inverse=True)
             decoder, inverse = self.transcoders.decoder_rows(source, unique).to(self._device), inverse.to(self._device)
             for number, layer in enumerate(self.transcoders.target_layers(source)):
@@ -121,6 +135,9 @@ class DecoderRows:
                 block *= active.value[here].to(block)[:, None]
                 slot[layers[layer].feature] = torch.arange(len(layers[layer].feature))
                 rows[layer][slot[here].to(self._device)] = block
+
+        for _ in in_order(read, range(self.transcoders.n_layers), workers):
+            pass
         return rows
 
 
@@ -131,13 +148,14 @@ def read_decoder_rows(
     keep: bool,
     chunk_bytes: int = CHUNK_BYTES,
     attention: FrozenAttention | None = None,
+    workers: int = 1,
 ) -> tuple[DecoderRows, Tensor]:
     """Read the decoder rows once, and what the features reconstruct with them, (L, P, D), at the output hook.
 
     Each file is read for the unique active features only. attention: of its dictionary, which is `transcoders`.
     """
     files = DecoderRows(sources, transcoders, network, chunk_bytes, attention=attention)
-    kept = files.read_all() if keep else []
+    kept = files.read_all(workers) if keep else []
     shape, parts = (transcoders.n_layers, sources.n_pos, transcoders.d_model), network.parts
     reconstruction = torch.zeros(shape, dtype=parts.compute_dtype, device=parts.device)
     for layer, layer_sources in enumerate(files.written):

@@ -12,7 +12,7 @@ Letters: T rows, W sources, E steps, P positions, G steps of the grid.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -41,7 +41,7 @@ class SparseEdges:
         ptr = torch.cat([counts_T.new_zeros(1), counts_T.cumsum(0)])
         size, width = int(ptr[-1]), dense_TW.shape[1]
         column, value = dense_TW.new_empty(size, dtype=torch.int32), dense_TW.new_empty(size)
-        step, bounds = _rows_a_piece(dense_TW), ptr.tolist()
+        step, bounds = _rows_a_piece(width, dense_TW.device), ptr.tolist()
         for first in range(0, len(dense_TW), step):
             rows = dense_TW[first : first + step]
             inside = slice(bounds[first], bounds[first + len(rows)])
@@ -95,7 +95,7 @@ class FinishedBlock:
         edges: Tensor | SparseEdges = block.edges
         dropped = 0.0
         if keep_mass < 1 and edges.numel():
-            step = _rows_a_piece(edges)
+            step = _rows_a_piece(edges.shape[1], edges.device)
             kept = torch.cat([_thin_(rows, keep_mass) for rows in edges.split(step)])
             # (T, 2): the only thing that the host hears of a block
             counts_and_kept = torch.stack([torch.count_nonzero(edges, dim=1).to(kept.dtype), kept], dim=1).cpu()
@@ -120,9 +120,20 @@ class FinishedBlock:
         return self.edges.dense(rows, self.width) if isinstance(self.edges, SparseEdges) else self.edges[rows]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the edges."""
+        return (self.edges.value if isinstance(self.edges, SparseEdges) else self.edges).dtype
+
+    @property
     def width(self) -> int:
         """W."""
         return self.n_columns + len(self.step_ptr[1:]) * self.n_pos
+
+    @property
+    def step(self) -> Tensor:
+        """(T,) of each row, descending."""
+        ptr = torch.tensor(self.step_ptr)
+        return torch.arange(len(ptr) - 1).repeat_interleave(ptr[:-1] - ptr[1:]).flip(0)
 
     def flow_(self, received: Tensor, start: int, stop: int, share: Tensor) -> None:
         """Add to (N,) float64 what features receive when row i of start .. stop - 1 passes on `share[i]` of each |edge|."""
@@ -137,12 +148,38 @@ class FinishedBlock:
             received[: self.n_columns] += found.to(received.device)
 
 
+def side_by_side(blocks: Sequence[FinishedBlock], columns: Tensor, number: Tensor) -> FinishedBlock:
+    """Some rows of blocks as one block, with their edges to some columns (ascending), dense, where their sums are.
+
+    number: what `row` of the result says, for each row by its own; -1 for those that are left out.
+    """
+    device = blocks[0].mass.device
+    row = number[torch.cat([block.row for block in blocks])]
+    step = torch.cat([block.step for block in blocks])
+    order = torch.argsort(step.masked_fill(row < 0, -1), descending=True, stable=True)[: int((row >= 0).sum())]
+    place = torch.full_like(row, len(order)).index_copy_(0, order, torch.arange(len(order)))
+    order_there, place_there = order.to(device, non_blocking=True), place.to(device, non_blocking=True)
+    columns_there = columns.to(device, non_blocking=True)
+    edges = torch.zeros(len(order) + 1, len(columns), dtype=blocks[0].dtype, device=device)  # the last is of no row
+    first = 0
+    for block in blocks:
+        n_inside, step_rows = int(torch.searchsorted(columns, block.n_columns)), _rows_a_piece(block.width, device)
+        for start in range(0, len(block.row), step_rows):
+            dense = block.dense(slice(start, start + step_rows)).to(device)
+            into = place_there[first + start : first + start + len(dense)]
+            edges[into, :n_inside] = dense.index_select(1, columns_there[:n_inside])
+        first += len(block.row)
+    total, mass = (torch.cat([getattr(block, name) for block in blocks])[order_there] for name in ("total", "mass"))
+    ptr = torch.bincount(step[order], minlength=len(blocks[0].step_ptr)).flip(0).cumsum(0).flip(0)
+    return FinishedBlock(row[order], 0, len(columns), edges[:-1], total, mass, ptr.tolist())
+
+
 def _passing(rows_TN: Tensor, share_T: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Rows in pieces, with what each passes on: on a CPU those that pass something on; a GPU would have to be asked."""
-    step = _rows_a_piece(rows_TN)
+    step = _rows_a_piece(rows_TN.shape[1], share_T.device)
     if share_T.device.type == "cpu":
         for some in torch.nonzero(share_T).flatten().split(step):
-            yield rows_TN[some.to(rows_TN.device)], share_T[some]
+            yield rows_TN.index_select(0, some.to(rows_TN.device)), share_T[some]
     else:
         yield from zip(rows_TN.split(step), share_T.split(step), strict=True)
 
@@ -156,8 +193,8 @@ def _by_column(column_n: Tensor, weight_n: Tensor, width: int) -> Tensor:
     return sums.index_add_(0, column_n.clamp(max=width), weight_n)[:width]
 
 
-def _rows_a_piece(rows_TW: Tensor) -> int:
-    return max(1, (_PIECE if rows_TW.device.type == "cpu" else _PIECE_ON_GPU) // max(1, rows_TW.shape[1]))
+def _rows_a_piece(width: int, device: torch.device) -> int:
+    return max(1, (_PIECE if device.type == "cpu" else _PIECE_ON_GPU) // max(1, width))
 
 
 def _sums(edges_TW: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,7 +202,7 @@ def _sums(edges_TW: Tensor) -> tuple[Tensor, Tensor]:
     # sums over thousands of edges of both signs must not cost the digits that the sum rule checks; MPS has no float64
     mps = edges_TW.device.type == "mps"
     wide = torch.float32 if mps else torch.float64
-    pieces = edges_TW.split(_rows_a_piece(edges_TW))
+    pieces = edges_TW.split(_rows_a_piece(edges_TW.shape[1], edges_TW.device))
     total = torch.cat([piece.sum(1, dtype=wide) for piece in pieces])
     mass = torch.cat([piece.abs().sum(1, dtype=wide) for piece in pieces])
     return (total.cpu().double(), mass.cpu().double()) if mps else (total, mass)

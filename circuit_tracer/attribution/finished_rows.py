@@ -19,7 +19,7 @@ from itertools import accumulate
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.finished_block import FinishedBlock
+from circuit_tracer.attribution.finished_block import FinishedBlock, side_by_side
 from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.graph.influence import MIN_MASS
 from circuit_tracer.ranks import Ranks
@@ -61,9 +61,14 @@ class FinishedRows:
         self._arranged: tuple[int, list[_StepRows]] = (-1, [])  # for so many blocks
         self.done = torch.zeros(n_targets + self.n_columns, dtype=torch.bool)  # rows stored here or on another process
 
-    def add(self, edges: EdgeBlock, row: Tensor) -> None:
-        """Keep a block; `row` (T,) numbers its rows globally."""
-        self.blocks.append(FinishedBlock.of(edges, row, self.n_steps, self.keep_mass))
+    def finished(self, edges: EdgeBlock, row: Tensor) -> FinishedBlock:
+        """A block as it is kept; `row` (T,) numbers its rows globally."""
+        return FinishedBlock.of(edges, row, self.n_steps, self.keep_mass)
+
+    def add(self, block: FinishedBlock) -> None:
+        """Keep a block. At once: an interrupt keeps what is there."""
+        self.blocks.append(block)
+        self.mark(block.row)
 
     @property
     def expanded(self) -> Tensor:
@@ -83,6 +88,20 @@ class FinishedRows:
         """Mark what this process holds: an interrupt may have come between the two."""
         for block in self.blocks:
             self.mark(block.row)
+
+    def among(self, columns: Tensor) -> FinishedRows:
+        """The rows of targets and of some features (ascending columns), with their edges to these features alone, side by side
+        in one block: for influence that only they pass on, among themselves.
+        """
+        steps = self.column_step[columns]
+        made = FinishedRows(self.n_steps, self.n_targets, steps, ranks=self.ranks, device=self.device)
+        number = torch.full((self.n_targets + self.n_columns,), -1)  # of each row among those that are left
+        number[: self.n_targets] = torch.arange(self.n_targets)
+        number[self.n_targets + columns] = self.n_targets + torch.arange(len(columns))
+        made.mark(number[self.done & (number >= 0)])
+        if self.blocks:
+            made.blocks.append(side_by_side(self.blocks, columns, number))
+        return made
 
     def influence(self, weight_K: Tensor, threshold: float | Tensor | None = None) -> Tensor:
         """Influence (N,) float64 of every feature column, where the rows lie.

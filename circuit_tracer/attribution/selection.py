@@ -9,6 +9,7 @@ nothing of batches; the rounds below only decide which rows are computed on the 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -40,63 +41,78 @@ def rounds(store: FinishedRows, weight_K: Tensor, budget: int) -> Generator[Tens
     weight_K = weight_K.to(store.device)
     while True:
         influence = store.influence(weight_K).cpu()
-        missing = _missing(store, _top(influence, budget), influence)
+        missing = _missing(store, _first(influence, budget), influence)
         if len(missing) <= SMALLEST_ROUND:
             break
         yield missing[: max(SMALLEST_ROUND, int(len(missing) * SHARE_A_ROUND))]
     while True:
-        chosen, influence = largest_below(store, weight_K, budget)
+        chosen, influence = largest_below(store, weight_K, budget, influence)
         missing = _missing(store, chosen, influence)
         if len(missing) == 0:
             return chosen
         yield missing
+        influence = store.influence(weight_K).cpu()
 
 
-def largest_below(store: FinishedRows, weight_K: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+def largest_below(store: FinishedRows, weight_K: Tensor, budget: int, influence: Tensor) -> tuple[Tensor, Tensor]:
     """The selection from the rows there are: columns (ascending) and the influences (N,) that gave them.
 
-    The threshold is found by iterating "the budget-th largest influence under the last threshold", inside a bracket that
-    every pass narrows.
+    A pass at a threshold tells more than whom it selects: with the same selection pass all thresholds down to the largest
+    influence of those outside, or up to the smallest of those inside. So the bracket closes when no selection is between its
+    ends. Inside, "the budget-th largest influence under the last threshold" is tried first. The second such threshold lets at
+    least as many pass as there may be. All that follow are higher: from then on those it selects are looked at by themselves, and
+    all columns once more in the end.
+
+    influence: (N,), when all rows pass it on.
     """
-    above, below = float("inf"), 0.0  # S(above) fits the budget, S(below) does not
-    best_threshold, best_influence = float("inf"), store.influence(weight_K)
-    threshold = _value_at(best_influence, budget)
-    for _ in range(64):
-        influence = store.influence(weight_K, threshold)
-        count, following = _count_and_value(influence, threshold, budget)
-        if count <= budget:
-            above = best_threshold = threshold
-            best_influence = influence
-            if count == budget:
+    # S(above) fits the budget, and is S down to `following`, exclusive; S(below) does not fit
+    above, following, below = float("inf"), float(influence.max()) if len(influence) else 0.0, 0.0
+    selected, members = torch.zeros(len(influence), dtype=torch.bool), store
+    threshold, at_last = _value_at(influence, budget), None  # influence under the threshold `above`, of all columns
+    while below < following:
+        found = members.influence(weight_K, threshold)
+        seen = _seen(found, threshold, budget)
+        if seen.count <= budget:
+            above, following = threshold, seen.outside
+            at_last = found if members is store else None
+            if seen.count == budget:
                 break
         else:
-            below = threshold
-        threshold = following
-        if not below < threshold < above:
-            threshold = (
-                (below * above) ** 0.5
-                if below > 0 and above < float("inf")
-                else (below + min(above, 2 * below + 1e-30)) / 2
-            )
-        if not below < threshold < above:
-            break
-    best_influence = best_influence.cpu()
-    best = torch.nonzero(best_influence >= best_threshold).flatten()
-    rest = best_influence.clone()
-    rest[best] = -1
-    fill = torch.argsort(rest, descending=True, stable=True)[: budget - len(best)]
-    return torch.cat([best, fill]).sort().values, best_influence
+            below = seen.inside
+            if members is store:
+                members = store.among(torch.nonzero(found.cpu() >= threshold).flatten())
+        threshold = seen.value
+        if not below < threshold <= following:
+            between = (below * following) ** 0.5 if below > 0 else following / 2
+            threshold = between if below < between < following else following
+    if above < float("inf"):
+        influence = (store.influence(weight_K, above) if at_last is None else at_last).cpu()
+        selected = influence >= above
+    return _first(influence, budget, selected).sort().values, influence
 
 
-def _count_and_value(influence: Tensor, threshold: float, rank: int) -> tuple[int, float]:
-    """How many influences reach a threshold, and the `rank`-th largest: the one thing that a pass is asked for."""
+class _Seen(NamedTuple):
+    """What the host hears of a pass at a threshold."""
+
+    count: int  # influences that reach it
+    outside: float  # the largest that does not, 0 if there is none
+    inside: float  # the smallest that does
+    value: float  # the largest but so many
+
+
+def _seen(influence: Tensor, threshold: float, rank: int) -> _Seen:
+    inside = influence >= threshold
+    outside = influence.masked_fill(inside, 0).max()
     value = torch.topk(influence, rank).values[-1]
-    count, value = torch.stack([(influence >= threshold).sum().to(value), value]).tolist()
-    return int(count), value
+    found = [inside.sum().to(value), outside, influence.masked_fill(~inside, torch.inf).min(), value]
+    count, *rest = torch.stack(found).tolist()
+    return _Seen(int(count), *rest)
 
 
-def _top(influence: Tensor, count: int) -> Tensor:
-    return torch.argsort(influence, descending=True, stable=True)[:count]
+def _first(influence: Tensor, count: int, before: Tensor | None = None) -> Tensor:
+    """The columns of the largest influence, equals in their order; those of `before` (N,) come first."""
+    order = torch.argsort(influence, descending=True, stable=True)
+    return (order if before is None else torch.cat([order[before[order]], order[~before[order]]]))[:count]
 
 
 def _value_at(influence: Tensor, rank: int) -> float:

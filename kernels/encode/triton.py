@@ -14,7 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circuit_tracer.kernels.launch import BLOCK_SUMMED, INTERPRETED, accumulator, dot, kernel, product, settled, tuned
+from circuit_tracer.kernels.launch import (
+    BLOCK_SUMMED,
+    INTERPRETED,
+    accumulator,
+    dot,
+    product,
+    settled,
+    tuned,
+    unspecialized,
+)
 from circuit_tracer.kernels.sparse_activations import SparseActivations, largest_of_rows
 
 BLOCK_F = 16 if INTERPRETED else 128
@@ -179,7 +188,7 @@ def _place_op(
     )
 
 
-@kernel
+@unspecialized("room", "n_tiles")
 def _place(
     feature: tl.tensor,
     value: tl.tensor,
@@ -283,8 +292,8 @@ CONFIGS = [
 ]
 
 
-@tuned(CONFIGS, triton.Config({"BLOCK_B": 16}), key=["width", "n_features"], counts_in=["used"])
-@kernel
+@tuned(CONFIGS, triton.Config({"BLOCK_B": 16}), key=["width", "n_features"], sizes=["n_rows"], counts_in=["used"])
+@unspecialized("room", "first_row", "n_rows")
 def _encode(
     value: tl.tensor,
     feature: tl.tensor,

@@ -147,8 +147,7 @@ def test_selection_equals_its_definition_on_random_layered_graphs(
     def add(rows: torch.Tensor, nodes: torch.Tensor, depth: torch.Tensor) -> None:
         order = torch.argsort(depth, descending=True, stable=True)
         edges = graph.adjacency[nodes[order], : n + n_layers + 1].contiguous()
-        store.add(EdgeBlock(rows[order], depth[order], 1, n, edges), rows[order])
-        store.mark(rows)
+        store.add(store.finished(EdgeBlock(rows[order], depth[order], 1, n, edges), rows[order]))
 
     def expand(columns: torch.Tensor) -> None:
         computed.extend(columns.tolist())

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from circuit_tracer.kernels import attend_back as package
-from circuit_tracer.kernels.attend_back import Scores, attend_back_, attend_back_recomputed_, mix_forward
+from circuit_tracer.kernels.attend_back import Scores, attend_back_, attend_back_recomputed_, mix_forward, recomputed
 from circuit_tracer.kernels.attend_back.naive import attend_back_recomputed, pattern_of
 
 TOLERANCE = {torch.float64: 1e-11, torch.float32: 3e-5}
@@ -59,9 +58,9 @@ def assert_close(found: Tensor, expected: Tensor) -> None:
 @pytest.fixture(params=[(2, 1, 1), (3, 2, 4096), (256, 1024, 2**26)], ids=str)
 def _tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     keys, queries, size = request.param
-    monkeypatch.setattr(package, "KEYS_A_TILE", keys)
-    monkeypatch.setattr(package, "QUERIES_A_TILE", queries)
-    monkeypatch.setattr(package, "BYTES_IN_FLIGHT", size)
+    monkeypatch.setattr(recomputed, "KEYS_A_TILE", keys)
+    monkeypatch.setattr(recomputed, "QUERIES_A_TILE", queries)
+    monkeypatch.setattr(recomputed, "BYTES_IN_FLIGHT", size)
 
 
 few = settings(max_examples=40, deadline=None, derandomize=True)

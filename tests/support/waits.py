@@ -354,7 +354,18 @@ def _pattern(
     strip_HQS.copy_(torch.cat([scores.tile(head, queries, keys) for head in range(key_KPd.shape[0])]))
 
 
-KERNELS = {"contract": _contract, "attend_back_mix": _mix, "attend_back_pattern": _pattern}
+def _project(out_nN: Tensor, row_nK: Tensor, digits_WKN: Tensor, add: bool) -> None:
+    """`kernels/attend_back/projections.py`."""
+    projected = row_nK @ digits_WKN.to(row_nK.dtype).sum(0)
+    out_nN.copy_(out_nN + projected if add else projected)
+
+
+KERNELS = {
+    "contract": _contract,
+    "attend_back_mix": _mix,
+    "attend_back_pattern": _pattern,
+    "attend_back_project": _project,
+}
 
 
 def on_device(model: ReplacementModel) -> ReplacementModel:
