@@ -50,6 +50,7 @@ CPU = (
         ("smollm2-hf", "clt-2048", "peer"),
         3,
     ),
+    Benchmark("waits", "tracing.waits", "", (), 0.5),
     Benchmark("upstream", "upstream", "--peer {WORK}/peer", ("peer",), 1),
     Benchmark(
         "agreement",

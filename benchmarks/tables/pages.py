@@ -59,6 +59,7 @@ PAGES = (
             Section("long_prompts", "Long prompts", results.long_prompts),
             Section("memory_plan", "Memory: planned and taken", results.memory),
             Section("gemma_shaped_cuda", "6,000 tokens on a GPU", results.gemma_shaped),
+            Section("waits", "Waiting for a GPU", results.waits),
             Section("kernels", "Kernels on a CPU, against torch", results.kernels),
             Section("kernels_cuda", "Kernels on a GPU, against torch", results.kernels),
             Section("kernels_compiled", "Kernels compiled for GPUs", compiled.compiled),

@@ -78,6 +78,21 @@ def busy(record: Record) -> list[str]:
     ]
 
 
+def waits(record: Record) -> list[str]:
+    """How often a GPU would be waited for, before anything was done about it and now."""
+    rows = [
+        [name, *(f"{was} → {found['now'][key]}" for key, was in found["before"].items())]
+        for name, found in record["cases"].items()
+    ]
+    return [
+        "Counted on a CPU, on the path and with the kernels of a GPU. *Reads*: the host waits until the device has done",
+        "everything that was asked of it; *uploads*: copies to the device that are waited for; *launches*: operations there,",
+        f"those of the model's own pass too. Before: commit {record['before']}.",
+        "",
+        *table(["", *next(iter(record["cases"].values()))["before"]], rows),
+    ]
+
+
 def long_prompts(record: Record) -> list[str]:
     """Time and memory by length of the prompt, beside the law."""
     rows = [

@@ -6,8 +6,8 @@ Letters: L layers, P positions, N nodes, N_s selected features, K targets, W sou
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -15,17 +15,18 @@ from circuit_tracer.attribution.attention_reads import AttentionReads
 from circuit_tracer.attribution.finished_block import FinishedBlock
 from circuit_tracer.attribution.finished_rows import FinishedRows
 from circuit_tracer.attribution.frozen_attention import FrozenAttention
+from circuit_tracer.attribution.nonzero import places_of_nonzero
 from circuit_tracer.attribution.prompt import LinearPrompt, constants
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.attribution.targets import TargetRows
+from circuit_tracer.attribution.transfers import Arriving, one_ahead
 from circuit_tracer.graph.balance import RowBalance
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.stream_reads import StreamReads
 from circuit_tracer.ranks import Ranks
 from circuit_tracer.transcoders.base import Transcoders
 
-_PIECE = 1 << 21  # edges that exist outside of their rows at once
-Piece = tuple[FinishedBlock, Tensor, Tensor]  # a block, which of its rows (n,), their edges (n, W') from `source_nodes`
+_PIECE, _PIECE_ON_GPU = 1 << 21, 1 << 25  # edges that exist outside of their rows at once
 
 
 def assemble(
@@ -40,17 +41,16 @@ def assemble(
     layout = _Layout(store, prompt.sources, selected)
     counts = torch.zeros(layout.n_nodes, dtype=torch.int64)
     unselected, unselected_mass = (torch.zeros(layout.n_nodes, dtype=torch.float64) for _ in range(2))
-    for block, row, weight in layout.pieces():
-        node = layout.node_of_row[block.row[row]]
-        counts[node] = torch.count_nonzero(weight, dim=1)
-        unselected[node] = block.total[row] - weight.sum(1, dtype=torch.float64)
-        unselected_mass[node] = (block.mass[row] - weight.abs().sum(1, dtype=torch.float64)).clamp_min(0)
+    found = [(piece.node, piece.left_out()) for piece in layout.pieces()]
+    if found:
+        node, (count, left, mass) = torch.cat([node for node, _ in found]), torch.cat([each for _, each in found], 1).cpu()
+        counts[node], unselected[node], unselected_mass[node] = count.long(), left, mass
     edges = _joined(store.ranks, *_filled(layout, counts, pre_activation.dtype))
 
     order = torch.cat([torch.arange(layout.first_target, layout.n_nodes), torch.arange(len(selected))])
     balance = [torch.zeros(layout.n_nodes, dtype=torch.float64) for _ in range(2)]
     for column, values in zip(balance, (bias, pre_activation), strict=True):
-        column[order] = values.double().cpu()
+        column[order] = values.double()
     unselected, unselected_mass = store.ranks.sum(unselected), store.ranks.sum(unselected_mass)
     return edges, RowBalance(balance[0], unselected, unselected_mass, balance[1])
 
@@ -59,20 +59,25 @@ def _balance(
     prompt: LinearPrompt, targets: TargetRows, selected: Tensor, transcoders: Transcoders
 ) -> tuple[Tensor, Tensor]:
     """Bias and pre-activation (K + N_s,) of targets and selected features (README.md §5)."""
-    network, active = prompt.network, prompt.sources.active
+    network, active, device = prompt.network, prompt.sources.active, prompt.error.device
     of_targets = targets.read_out
     rows = prompt.read_outs(transcoders, selected)
-    own = torch.cat([of_targets.constant, rows.constant])
+    own = torch.cat([of_targets.constant.to(device), rows.constant.to(device)])
     layer, position = torch.cat([of_targets.layer, rows.layer]), torch.cat([of_targets.position, rows.position])
-    vector = torch.cat([of_targets.vector.cpu(), rows.vector])
-    constant, true = torch.empty_like(own), torch.empty_like(own)
-    for depth in layer.unique().tolist():
-        here = layer == depth
+    vector = torch.cat([of_targets.vector.to(device), rows.vector.to(device)])
+    by_layer = torch.argsort(layer, stable=True)
+    depths, sizes = layer.unique(return_counts=True)
+    order, at = torch.stack([by_layer, position[by_layer]]).to(device, non_blocking=True)
+    constants_of, true_of = [], []
+    for depth, some, here in zip(depths.tolist(), order.split(sizes.tolist()), at.split(sizes.tolist()), strict=True):
         last = depth == network.n_layers
         fed = prompt.constant_final if last else prompt.constant_inputs[depth]
         read = prompt.captured.final if last else network.transcoder_input(depth)
-        constant[here] = (vector[here] * fed.cpu()[position[here]]).sum(1)
-        true[here] = (vector[here] * read.cpu()[position[here]]).sum(1)
+        vectors = vector.index_select(0, some)
+        constants_of.append((vectors * fed[here]).sum(1))
+        true_of.append((vectors * read[here]).sum(1))
+    found = torch.stack([own[order], torch.cat(constants_of), torch.cat(true_of)]).cpu()
+    own, constant, true = torch.empty_like(found).index_copy_(1, by_layer, found)
     if of_targets.stream is not None:
         _add_stream(prompt, transcoders, of_targets.stream, constant, true)
     for first, reads in ((0, of_targets.attention), (len(of_targets), rows.attention)):
@@ -116,6 +121,30 @@ def _add_attention(
     constants(prompt.network, transcoders, prompt.skips, prompt.keep, seen, attention=prompt.attention)
 
 
+@dataclass(frozen=True)
+class _Piece:
+    """Some rows of a block that are nodes, with their edges from nodes, where the rows lie."""
+
+    node: Tensor  # (n,), known to the host
+    weight: Tensor  # (n, W')
+    total: Tensor  # (n,) float64, of the whole rows
+    mass: Tensor  # (n,) float64
+    source: Tensor  # (W',) nodes, ascending
+
+    def left_out(self) -> Tensor:
+        """(3, n) float64: how many edges each row has, and the sum and mass of what is not among them."""
+        count = torch.count_nonzero(self.weight, dim=1)
+        left = self.total - self.weight.sum(1, dtype=torch.float64)
+        mass = (self.mass - self.weight.abs().sum(1, dtype=torch.float64)).clamp_min(0)
+        return torch.stack([count.double(), left, mass])
+
+    def edges(self, count: int) -> tuple[Tensor, Tensor]:
+        """Sources and weights (E,) of the edges, row after row, when it is known how many there are."""
+        place = places_of_nonzero(self.weight, count)
+        source = self.source.repeat(len(self.weight)).index_select(0, place)
+        return source, self.weight.flatten().index_select(0, place)
+
+
 class _Layout:
     """Where rows and sources stand among the nodes: features, errors, tokens, targets."""
 
@@ -126,31 +155,43 @@ class _Layout:
         self.first_target = self.first_token + self.n_pos
         self.n_nodes = self.first_target + store.n_targets
         self.columns = sources.column[selected]
+        self._columns_there = self.columns.to(store.device, non_blocking=True)
         self.node_of_row = torch.full((store.n_targets + store.n_columns,), -1)
         self.node_of_row[: store.n_targets] = torch.arange(self.first_target, self.n_nodes)
         self.node_of_row[store.n_targets + self.columns] = torch.arange(len(selected))
-        self._small: list[Piece] | None = None
+        self._small: list[_Piece] | None = None
 
-    def source_nodes(self, block: FinishedBlock) -> Tensor:
-        """(W',) nodes that a row of the block may have edges from, ascending."""
-        errors = self.first_error + torch.arange(self.n_errors)[:, None] * self.n_pos + torch.arange(block.n_pos)
-        features = torch.nonzero(self.columns < block.n_columns).flatten()
-        return torch.cat([features, errors.flatten(), self.first_token + torch.arange(block.n_pos)])
-
-    def pieces(self) -> Iterable[Piece]:
+    def pieces(self) -> Iterable[_Piece]:
         """The rows of nodes, some at a time; where all of them are no more than one piece, they are made once."""
         if self._small is None and sum(len(block.row) * block.width for block in self.store.blocks) <= _PIECE:
             self._small = list(self._cut())
         return self._cut() if self._small is None else self._small
 
-    def _cut(self) -> Iterator[Piece]:
+    def _cut(self) -> Iterator[_Piece]:
+        device = self.store.device
         for block in self.store.blocks:
-            wanted = torch.nonzero(self.node_of_row[block.row] >= 0).flatten()
-            features = self.columns[self.columns < block.n_columns]
-            place = torch.cat([features, torch.arange(block.n_columns, block.width)])
-            for row in wanted.split(max(1, _PIECE // block.width)):
-                dense = block.dense(row)
-                yield block, row, dense.index_select(1, place.to(dense.device)).cpu()
+            place, source = self._sources(block)
+            node = self.node_of_row[block.row]
+            step = max(1, (_PIECE if device.type == "cpu" else _PIECE_ON_GPU) // block.width)
+            for first in range(0, len(node), step):
+                rows = slice(first, first + step)
+                parts = [block.dense(rows).to(device).index_select(1, place), block.total[rows], block.mass[rows]]
+                kept = torch.nonzero(node[rows] >= 0).flatten()
+                if 0 < len(kept) < len(node[rows]):
+                    there = kept.to(device, non_blocking=True)
+                    parts = [part.index_select(0, there) for part in parts]
+                if len(kept):
+                    yield _Piece(node[rows][kept], *parts, source)
+
+    def _sources(self, block: FinishedBlock) -> tuple[Tensor, Tensor]:
+        """Which columns of a block are nodes, and which nodes, ascending: (W',), where the rows lie."""
+        place = {"device": self.store.device}
+        features = places_of_nonzero(self._columns_there < block.n_columns, int((self.columns < block.n_columns).sum()))
+        first = self.first_error + torch.arange(self.n_errors, **place)[:, None] * self.n_pos
+        errors = first + torch.arange(block.n_pos, **place)
+        tokens = self.first_token + torch.arange(block.n_pos, **place)
+        columns = torch.cat([self._columns_there[features], torch.arange(block.n_columns, block.width, **place)])
+        return columns, torch.cat([features, errors.flatten(), tokens])
 
 
 def _filled(layout: _Layout, counts: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:
@@ -158,13 +199,11 @@ def _filled(layout: _Layout, counts: Tensor, dtype: torch.dtype) -> tuple[Tensor
     ptr = _offsets(counts)
     source = torch.empty(int(ptr[-1]), dtype=torch.int64)
     weight = torch.empty(int(ptr[-1]), dtype=dtype)
-    for block, row, dense in layout.pieces():
-        node = layout.node_of_row[block.row[row]]
-        # numpy counts before it looks where they are, so that half of its steps are not mispredicted
-        at = torch.from_numpy(np.flatnonzero((dense != 0).numpy()))
+    leaving = ((each.node, Arriving(*each.edges(int(counts[each.node].sum())))) for each in layout.pieces())
+    for node, arriving in one_ahead(leaving):
         place = _places(ptr[node], counts[node])
-        source.scatter_(0, place, layout.source_nodes(block).repeat(len(dense)).index_select(0, at))
-        weight.scatter_(0, place, dense.flatten().index_select(0, at))
+        for column, values in zip((source, weight), arriving.get(), strict=True):
+            column.scatter_(0, place, values)
     return counts, source, weight
 
 

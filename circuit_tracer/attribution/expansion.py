@@ -79,7 +79,8 @@ def compute_rows(
 def no_rows(task: Task, prompt: LinearPrompt, targets: TargetRows) -> FinishedRows:
     """Where the rows of a prompt are kept."""
     sources, keep_mass = prompt.sources, kept_mass(task.options.keep_edge_mass, prompt.n_pos)
-    return FinishedRows(sources.n_steps, len(targets.table), sources.step_of_column, keep_mass, task.options.ranks)
+    n_targets, ranks, device = len(targets.table), task.options.ranks, prompt.error.device
+    return FinishedRows(sources.n_steps, n_targets, sources.step_of_column, keep_mass, ranks, device)
 
 
 def features_at(task: Task, prompt: LinearPrompt, columns: Tensor) -> ReadOut:

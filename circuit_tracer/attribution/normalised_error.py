@@ -16,7 +16,9 @@ def nmse_of(y_nD: Tensor, error_nD: Tensor) -> Tensor:
     mean, or nothing, would have. Where y hardly varies (one token again and again), variance counts as `LEAST_VARIANCE` of the
     square at least. 0 for a layer that gives nothing and is rebuilt as nothing.
     """
-    y_nD, squared = y_nD.cpu().double(), error_nD.cpu().double().pow(2).sum()
+    if y_nD.device.type == "mps":  # has no float64
+        y_nD, error_nD = y_nD.cpu(), error_nD.cpu()
+    y_nD, squared = y_nD.double(), error_nD.double().pow(2).sum()
     square = y_nD.pow(2).sum()
     if len(y_nD) >= FEW:
         variance = (y_nD - y_nD.mean(0)).pow(2).sum()

@@ -52,7 +52,7 @@ class LinearPrompt:
     reads: ReadOut | None = None  # of all active features, where they were read before
 
     def read_outs(self, transcoders: Transcoders, which: Tensor) -> ReadOut:
-        """What some active features, given by canonical index (T,), read; on the CPU, in the compute dtype."""
+        """What some active features, given by canonical index (T,), read; vectors where the model is, in the compute dtype."""
         if self.reads is not None:
             return self.reads.take(which)
         attention = None if self.attention is None else self.attention.frozen.dictionary
@@ -194,12 +194,12 @@ def linearise(
 
 def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> ActiveFeatures:
     """Active features of the prompt at the kept positions; never a dense (L, P, F) array."""
-    parts = []
-    for layer in range(network.n_layers):
-        position, index, value = transcoders.encode_positions(layer, network.transcoder_input(layer))
-        kept = keep_P[position.cpu()]
-        parts.append((position.cpu()[kept], index.cpu()[kept], value.cpu()[kept]))
-    active = ActiveFeatures.from_layers(parts)
+    parts = [
+        transcoders.encode_positions(layer, network.transcoder_input(layer)) for layer in range(network.n_layers)
+    ]
+    found = ActiveFeatures.from_layers(parts).to("cpu")
+    kept = keep_P[found.position]
+    active = ActiveFeatures(found.layer[kept], found.position[kept], found.index[kept], found.value[kept])
     if len(active) == 0:
         raise InputError(
             f"no transcoder feature is active on any of the {int(keep_P.sum())} attributed positions; "
@@ -276,11 +276,15 @@ def reconstruction(
     network: FrozenNetwork, transcoders: Transcoders, active: ActiveFeatures, error_LPD: Tensor, keep_P: Tensor
 ) -> Reconstruction:
     """How well the features rebuild a prompt's MLP outputs; of a layer without a transcoder everything is left."""
-    kept, nmse = keep_P.to(error_LPD.device), [torch.tensor(1.0).double()] * network.n_layers
-    for layer in transcoders.layers:
-        nmse[layer] = nmse_of(network.transcoder_output(layer)[kept], error_LPD[layer][kept])
+    kept = torch.nonzero(keep_P).flatten().to(error_LPD.device, non_blocking=True)
+    of_layers = [
+        nmse_of(network.transcoder_output(layer).index_select(0, kept), error_LPD[layer].index_select(0, kept))
+        for layer in transcoders.layers
+    ]
+    nmse = torch.ones(network.n_layers, dtype=torch.float64)
+    nmse[list(transcoders.layers)] = torch.stack(of_layers).cpu()
     counts = torch.bincount(active.layer[active.index < transcoders.d_transcoder], minlength=network.n_layers)
-    return Reconstruction(nmse=torch.stack(nmse), l0=counts.double() / int(keep_P.sum()))
+    return Reconstruction(nmse=nmse, l0=counts.double() / int(keep_P.sum()))
 
 
 CONSTANTS = ("position", "decoder", "left_out", "attention")  # kinds; README.md §5

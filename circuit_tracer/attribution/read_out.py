@@ -62,18 +62,22 @@ class ReadOut:
         """
         layer, position, index = active.layer[which], active.position[which], active.index[which]
         dtype = network.parts.compute_dtype
-        vector = torch.zeros(len(which), transcoders.d_model, dtype=dtype)
-        bias = torch.zeros(len(which), dtype=dtype)
+        device = network.parts.device
         of_attention = index >= transcoders.d_transcoder
+        rows = [torch.zeros(1, transcoders.d_model, dtype=dtype, device=device)]
+        biases = [torch.zeros(1, dtype=dtype, device=device)]
+        place = torch.zeros(len(which), dtype=torch.int64)  # of each row among those read; the first is of attention's
         for depth in layer[~of_attention].unique().tolist():
-            here = (layer == depth) & ~of_attention
-            rows, biases = transcoders.reads(
-                depth, index[here], position[here], partial(network.transcoder_input, depth)
-            )
-            vector[here], bias[here] = rows.to("cpu", dtype), biases.to("cpu", dtype)
+            here = torch.nonzero((layer == depth) & ~of_attention).flatten()
+            read, added = transcoders.reads(depth, index[here], position[here], partial(network.transcoder_input, depth))
+            place[here] = torch.arange(len(here)) + sum(map(len, rows))
+            rows.append(read.to(device, dtype))
+            biases.append(added.to(device, dtype))
+        there = place.to(device, non_blocking=True)
+        vector, bias = torch.cat(rows).index_select(0, there), torch.cat(biases).index_select(0, there)
         if active.held is not None:
             held = active.held[which]
-            vector[held], bias[held] = 0.0, active.value[which][held].to("cpu", dtype)
+            vector[held], bias[held] = 0.0, active.value[which][held].to(device, dtype)
         if attention is None:
             return cls(layer, position, vector, bias)
         row = torch.nonzero(of_attention).flatten()

@@ -9,6 +9,7 @@ nothing of batches; the rounds below only decide which rows are computed on the 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -37,8 +38,9 @@ def rounds(store: FinishedRows, weight_K: Tensor, budget: int) -> Generator[Tens
     """The same for whoever computes rows of several prompts at once: yields columns whose rows are to be in the store when it
     goes on, and returns those selected.
     """
+    weight_K = weight_K.to(store.device)
     while True:
-        influence, _ = store.influence(weight_K)
+        influence = store.influence(weight_K).cpu()
         missing = _missing(store, _first(influence, budget), influence)
         if len(missing) <= SMALLEST_ROUND:
             break
@@ -49,7 +51,7 @@ def rounds(store: FinishedRows, weight_K: Tensor, budget: int) -> Generator[Tens
         if len(missing) == 0:
             return chosen
         yield missing
-        influence, _ = store.influence(weight_K)
+        influence = store.influence(weight_K).cpu()
 
 
 def largest_below(store: FinishedRows, weight_K: Tensor, budget: int, influence: Tensor) -> tuple[Tensor, Tensor]:
@@ -66,27 +68,45 @@ def largest_below(store: FinishedRows, weight_K: Tensor, budget: int, influence:
     # S(above) fits the budget, and is S down to `following`, exclusive; S(below) does not fit
     above, following, below = float("inf"), float(influence.max()) if len(influence) else 0.0, 0.0
     selected, members = torch.zeros(len(influence), dtype=torch.bool), store
-    threshold = _value_at(influence, budget)
+    threshold, at_last = _value_at(influence, budget), None  # influence under the threshold `above`, of all columns
     while below < following:
-        found, inside = members.influence(weight_K, threshold)
-        count = int(inside.sum())
-        if count <= budget:
-            above, following = threshold, float(found.masked_fill(inside, 0).max())
-            if members is store:
-                influence, selected = found, inside
-            if count == budget:
+        found = members.influence(weight_K, threshold)
+        seen = _seen(found, threshold, budget)
+        if seen.count <= budget:
+            above, following = threshold, seen.outside
+            at_last = found if members is store else None
+            if seen.count == budget:
                 break
         else:
-            below = float(found[inside].min())
+            below = seen.inside
             if members is store:
-                members = store.among(torch.nonzero(inside).flatten())
-        threshold = _value_at(found, budget)
+                members = store.among(torch.nonzero(found.cpu() >= threshold).flatten())
+        threshold = seen.value
         if not below < threshold <= following:
             between = (below * following) ** 0.5 if below > 0 else following / 2
             threshold = between if below < between < following else following
-    if members is not store and above < float("inf"):
-        influence, selected = store.influence(weight_K, above)
+    if above < float("inf"):
+        influence = (store.influence(weight_K, above) if at_last is None else at_last).cpu()
+        selected = influence >= above
     return _first(influence, budget, selected).sort().values, influence
+
+
+class _Seen(NamedTuple):
+    """What the host hears of a pass at a threshold."""
+
+    count: int  # influences that reach it
+    outside: float  # the largest that does not, 0 if there is none
+    inside: float  # the smallest that does
+    value: float  # the largest but so many
+
+
+def _seen(influence: Tensor, threshold: float, rank: int) -> _Seen:
+    inside = influence >= threshold
+    outside = influence.masked_fill(inside, 0).max()
+    value = torch.topk(influence, rank).values[-1]
+    found = [inside.sum().to(value), outside, influence.masked_fill(~inside, torch.inf).min(), value]
+    count, *rest = torch.stack(found).tolist()
+    return _Seen(int(count), *rest)
 
 
 def _first(influence: Tensor, count: int, before: Tensor | None = None) -> Tensor:

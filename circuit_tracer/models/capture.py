@@ -292,19 +292,27 @@ def _picked(layer: LayerCapture, which: Tensor | slice) -> LayerCapture:
 
 def _require_causal(captured: PromptCapture) -> None:
     """No token looks at a later one, not even a little."""
-    for layer, pattern in enumerate(captured.patterns or [each.pattern_BHPP for each in captured.several]):
-        if pattern.triu(1).any():
+    patterns = captured.patterns or [each.pattern_BHPP for each in captured.several]
+    for layer, ahead in enumerate(_answers([pattern.triu(1).any() for pattern in patterns])):
+        if ahead:
             raise UnsupportedModelError(f"a token attends to later ones at layer {layer}: {LOOKS_AHEAD}")
 
 
+def _answers(asked: list[Tensor]) -> list[bool]:
+    """What a device answers to several questions, heard at once."""
+    return [bool(answer) for answer in torch.stack(asked).tolist()] if asked else []
+
+
 def require_finite(captured: PromptCapture) -> None:
-    for index, layer in enumerate(captured.layers):
-        if not (torch.isfinite(layer.resid_mid).all() and torch.isfinite(layer.mlp_out).all()):
+    layers = [torch.isfinite(layer.resid_mid).all() & torch.isfinite(layer.mlp_out).all() for layer in captured.layers]
+    *of_layers, at_end = _answers([*layers, torch.isfinite(captured.final).all()])
+    for index, finite in enumerate(of_layers):
+        if not finite:
             raise NumericalError(
                 f"the model's activations at layer {index} are not finite on this prompt. Check the model's weights, or load "
                 "it in float32 instead of float16."
             )
-    if not torch.isfinite(captured.final).all():
+    if not at_end:
         raise NumericalError(
             "the model's final residual stream is not finite on this prompt. Check the model's weights."
         )

@@ -64,9 +64,12 @@ def weights_of(module: nn.Module) -> Iterator[Tensor]:
 
 @torch.no_grad()
 def _probe(tensors: list[Tensor]) -> Tensor:
-    """Some numbers of each tensor."""
-    some = [tensor.flatten()[:: max(1, tensor.numel() // PROBED)].to("cpu", torch.float32) for tensor in tensors]
-    return torch.cat(some) if some else torch.empty(0)
+    """Some numbers of each tensor, read together from each device."""
+    some: dict[torch.device, list[Tensor]] = {}
+    for tensor in tensors:
+        numbers = tensor.flatten()[:: max(1, tensor.numel() // PROBED)].to(torch.float32)
+        some.setdefault(tensor.device, []).append(numbers)
+    return torch.cat([torch.empty(0), *(torch.cat(numbers).cpu() for numbers in some.values())])
 
 
 def _same(marks: list[_Mark], tensors: list[Tensor]) -> bool:

@@ -1,0 +1,111 @@
+"""A trace waits for its GPU no more often than is held here (counted without one: tests/support/waits.py)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+
+from circuit_tracer.attribution.finished_block import FinishedBlock
+from tests.support.waiting_cases import CASES, count, embedded, trace
+from tests.support.waits import DEVICE, Counted, counting, on_device
+
+# reads, uploads, launches: what was counted when this was written. Fewer are welcome: lower the number then.
+AT_MOST = {
+    "trace": (41, 152, 2373),
+    "trace, several rounds": (84, 111, 3316),
+    "long trace": (78, 82, 4957),
+    "steered token": (15, 7, 308),
+    "generated token": (14, 4, 305),
+}
+ALWAYS = ("trace", "steered token")
+
+
+def require_at_most(name: str, counted: Counted) -> None:
+    found = (counted.reads.total(), counted.uploads.total(), counted.launches.total())
+    more = [
+        kind
+        for kind, now, most in zip(("reads", "uploads", "launches"), found, AT_MOST[name], strict=True)
+        if now > most
+    ]
+    assert not more, f"{name}: {found}, at most {AT_MOST[name]} (reads, uploads, launches)\n{counted.table(*more)}"
+
+
+def test_every_case_is_held() -> None:
+    assert AT_MOST.keys() == CASES.keys()
+
+
+def test_a_short_trace_and_a_token() -> None:
+    for name, counted in count(*ALWAYS).items():
+        require_at_most(name, counted)
+
+
+@pytest.mark.slow("traces of several rounds and of 560 tokens, each operation through Python")
+@pytest.mark.filterwarnings("ignore:on this prompt the transcoders rebuild")
+def test_the_other_cases() -> None:
+    for name, counted in count(*(CASES.keys() - set(ALWAYS))).items():
+        require_at_most(name, counted)
+
+
+@pytest.mark.slow("two traces, one of them with each operation through Python")
+def test_what_is_counted_gives_the_graph_of_a_cpu() -> None:
+    model = embedded()
+    here = trace(model)
+    with counting():
+        there = trace(on_device(model))
+    assert torch.equal(here.selected_features, there.selected_features)
+    assert torch.equal(here.edges.source, there.edges.source)
+    torch.testing.assert_close(here.edges.weight, there.edges.weight, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow("a trace with each operation through Python")
+def test_one_more_read_a_block_is_found_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    of = FinishedBlock.of
+
+    def curious(block: Any, *rest: Any) -> FinishedBlock:
+        assert float(block.edges.sum()) == float(block.edges.sum())
+        return of(block, *rest)
+
+    monkeypatch.setattr(FinishedBlock, "of", curious)
+    with pytest.raises(AssertionError, match=r"_local_scalar_dense +circuit_tracer/attribution/finished_rows\.py"):
+        require_at_most("trace", count("trace")["trace"])
+
+
+READ: dict[str, Callable[[torch.Tensor], Any]] = {
+    "_local_scalar_dense": lambda x: x.sum().item(),
+    "nonzero": lambda x: x.nonzero(),
+    "masked_select": lambda x: x.masked_select(x > 1),
+    "_unique2": lambda x: x.unique(),
+    "bincount": lambda x: torch.bincount(x.long()),
+    "equal": lambda x: torch.equal(x, x),
+    "repeat_interleave": lambda x: x.repeat_interleave(x.long()),
+    "index by a mask": lambda x: x[x > 1],
+    "_to_copy": lambda x: x.tolist(),
+    "copy_": lambda x: torch.empty(3).copy_(x),
+}
+
+
+@pytest.mark.parametrize("name", READ)
+def test_a_read_is_counted(name: str) -> None:
+    with counting() as counted:
+        there = torch.tensor([0.0, 1.0, 2.0]).to(DEVICE)
+        counted.clear()
+        READ[name](there)
+    assert [operation for operation, _ in counted.reads.elements()] == [name]
+
+
+def test_copies_and_numbers() -> None:
+    with counting() as counted:
+        here = torch.tensor([0.0, 1.0, 2.0])
+        there = here.to(DEVICE)
+        there[:2].add_(here[1])  # a number goes with the launch
+        there.to("cpu", non_blocking=True)
+        made = there.new_tensor([1, 2]) + torch.tensor([3, 4], device=DEVICE)
+        back = (made.tolist(), there.tolist())
+        with pytest.raises(RuntimeError, match="expected all tensors to be on one device"):
+            there + here
+    assert back == ([4.0, 6.0], [1.0, 2.0, 2.0])
+    assert (counted.reads.total(), counted.uploads.total(), counted.not_waited_for) == (2, 3, 1)
+    assert counted.launches.total() == 2
