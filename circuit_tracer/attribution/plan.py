@@ -41,7 +41,7 @@ class MemoryPlan:
         kept = work.decoder_rows if self.keep_decoder_rows else 0
         blocks = work.blocks(self.block_rows)
         rows = work.edge_rows(blocks)
-        gathered = 0 if self.keep_decoder_rows else 3 * work.gathered(self.chunk_bytes)
+        gathered = 0 if self.keep_decoder_rows else work.gathered(self.chunk_bytes)
         return {
             "run the model": {"frozen prompt": captured, "a layer at work": work.forward(self.keep_patterns)},
             "find active features": {"frozen prompt": captured, "a block of the encoder": work.encoding()},
