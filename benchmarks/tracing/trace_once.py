@@ -4,8 +4,8 @@
 
 `actual` is what the process held before the call plus the growth of its own (anonymous) memory at its highest, sampled every
 millisecond. Pages of decoder files that are merely mapped do not count in it: the system takes them back when it needs them.
-With them the resident set is `resident_peak`. `planned` is the plan's peak, made before the first row. `stages` are the seconds of each
-stage of the trace; `parts` those of what the rows' stage does, added up over threads.
+With them the resident set is `resident_peak`. `planned` is the plan's peak, made before the first row. `stages` are the
+seconds of each stage of the trace; `parts` those of what the rows' stage does, added up over threads.
 """
 
 from __future__ import annotations
