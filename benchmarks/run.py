@@ -43,7 +43,13 @@ DICTIONARIES = f"{CLT} {{WORK}}/plt-256 {{WORK}}/plt-256-skip"
 SMALL = ("smollm2-hf", "clt-256", "plt-256", "plt-256-skip")
 
 CPU = (
-    Benchmark("startup", "tracing.startup", "--peer {WORK}/peer", ("peer",), 0.5),
+    Benchmark(
+        "startup",
+        "tracing.startup",
+        f"--peer {{WORK}}/peer --model {MODEL} --transcoders {WIDE}",
+        ("smollm2-hf", "clt-2048", "peer"),
+        3,
+    ),
     Benchmark("upstream", "upstream", "--peer {WORK}/peer", ("peer",), 1),
     Benchmark(
         "agreement",
@@ -66,6 +72,7 @@ CPU = (
         ("smollm2-hf", "clt-2048", "peer"),
         10,
     ),
+    Benchmark("busy", "tracing.busy", f"--model {MODEL} --transcoders {WIDE}", ("smollm2-hf", "clt-2048"), 4),
     Benchmark("memory", "tracing.memory_plan", f"--model {MODEL} --transcoders {{WORK}}", (*SMALL, "clt-2048"), 15),
     Benchmark(
         "long-prompts",
@@ -75,6 +82,7 @@ CPU = (
         20,
     ),
     Benchmark("kernels", "kernels.speed", "", (), 5),
+    Benchmark("kernels-compiled", "kernels.compiled", "", (), 4),
     Benchmark(
         "viewer",
         "viewer",

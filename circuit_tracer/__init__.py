@@ -6,11 +6,20 @@ Names are imported when they are used, so that `import circuit_tracer` is instan
 
 from __future__ import annotations
 
+import os
+import sys
 from importlib import import_module
 from os.path import isfile
 from typing import TYPE_CHECKING
 
 from circuit_tracer.version import package_version
+
+# How threads of the matrix products wait for each other at the end of each. Left to itself OpenMP spins: on a machine that has
+# something else to do a thread then burns the time that the one it waits for would need. It is read when torch is loaded, so
+# it is only said before; and not where the user said how to wait, in any of its names.
+_WAITING = ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME")
+if "torch" not in sys.modules and not any(name in os.environ for name in _WAITING):
+    os.environ["OMP_WAIT_POLICY"] = "passive"
 
 if isfile(f"{__path__[0]}/kernels"):
     raise ImportError(

@@ -15,6 +15,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from circuit_tracer.kernels.tuning import Tuned
+
 INTERPRETED = os.environ.get("TRITON_INTERPRET", "0").lower() in ("1", "true", "yes", "on")
 
 # a * b + c in one rounding, whatever the default of a Triton version is.
@@ -47,23 +49,18 @@ def tuned(
     configs: list[triton.Config],
     interpreted: triton.Config,
     key: Sequence[str],
+    sizes: Sequence[str] = (),
     adds_to: Sequence[str] = (),
     counts_in: Sequence[str] = (),
 ) -> Callable[[Kernel], Kernel]:
-    """Decorator: one of ``configs``, chosen by time for each value of ``key`` and the dtypes of all arguments.
+    """Decorator: one of ``configs``, chosen as `kernels/tuning.py` says.
 
-    Nothing in a configuration may change the order of a sum, or results would depend on the timer: blocks along a summed axis
-    are constants beside the kernels. ``interpreted``: the one for the interpreter; small, so that small tests have several
-    blocks and ragged ones. ``adds_to``: arguments updated in place, restored after each trial. ``counts_in``: arguments that
-    a trial finds zero.
+    ``interpreted``: the one for the interpreter; small, so that small tests have several blocks and ragged ones.
     """
     configs = [interpreted] if INTERPRETED else configs
     for config in configs:
         config.kwargs |= FUSED
-    decorator: Callable[[Kernel], Kernel] = triton.autotune(
-        configs=configs, key=list(key), restore_value=list(adds_to), reset_to_zero=list(counts_in)
-    )
-    return decorator
+    return lambda fn: Tuned(fn, configs, key, sizes, adds_to, counts_in)
 
 
 def accumulator(*dtypes: torch.dtype) -> tl.dtype:
@@ -96,6 +93,16 @@ UPCAST = tl.constexpr(INTERPRETED)
 
 
 @kernel
+def cut(number: tl.tensor) -> tuple[tl.tensor, tl.tensor, tl.tensor]:
+    """float32 as a sum of three bfloat16, exactly; their sizes are 1, 2^-8 and 2^-16 of its own."""
+    high = number.to(tl.bfloat16)
+    below = number - high.to(tl.float32)
+    middle = below.to(tl.bfloat16)
+    low = (below - middle.to(tl.float32)).to(tl.bfloat16)
+    return high, middle, low
+
+
+@kernel
 def dot(
     left: tl.tensor, right: tl.tensor, total: tl.tensor, rest: tl.tensor, PRODUCT: tl.constexpr
 ) -> tuple[tl.tensor, tl.tensor]:
@@ -105,10 +112,7 @@ def dot(
             left, right = left.to(tl.float32), right.to(tl.float32)
         total = tl.dot(left, right, total)
     if PRODUCT == "split":
-        high = left.to(tl.bfloat16)
-        below = left - high.to(tl.float32)
-        middle = below.to(tl.bfloat16)
-        low = (below - middle.to(tl.float32)).to(tl.bfloat16)
+        high, middle, low = cut(left)
         if UPCAST:
             high, middle, low = high.to(tl.float32), middle.to(tl.float32), low.to(tl.float32)
             right = right.to(tl.float32)

@@ -1,14 +1,17 @@
 """A product with a matrix, by the library that is fastest here.
 
-torch multiplies float32 matrices with MKL, which keeps to AVX2 on CPUs that are not Intel's. oneDNN, which is part of torch as
-well, uses AVX-512 wherever there is: twice as fast on AMD's Zen 4 and 5. It makes a program for every shape (0.3 ms each, of
-which it keeps a thousand), so rows come in multiples of `STEP`: what is multiplied for nothing lies behind x, or is zero.
+torch multiplies float32 matrices with MKL, which on Intel's CPUs is the fastest, but keeps to AVX2 on others. oneDNN, which is
+part of torch as well, uses AVX-512 wherever there is: twice as fast on AMD's Zen 4 and 5, and 1.3 times slower than MKL on
+Intel's Sapphire Rapids. It makes a program for every shape (0.3 ms each, of which it keeps a thousand), so rows come in
+multiples of `STEP`: what is multiplied for nothing lies behind x, or is zero. Who made the CPU decides, not a measurement: two
+runs on a machine have the same bits.
 
 Letters: M rows, K summed, N columns.
 """
 
 from __future__ import annotations
 
+import platform
 from functools import cache
 
 import torch
@@ -21,14 +24,21 @@ FEWEST_ROWS, LEAST_WEIGHTS = 64, 1 << 12  # below, oneDNN takes longer to begin 
 
 def product(x_MK: Tensor, weight_KN: Tensor) -> Tensor:
     """x @ weight, a new tensor."""
-    small = x_MK.shape[0] < FEWEST_ROWS or weight_KN.numel() < LEAST_WEIGHTS
-    if small or not (_is_plain(x_MK) and _is_plain(weight_KN)) or not _has_wide_vectors():
+    if not _is_for_onednn(x_MK, weight_KN):
         return x_MK @ weight_KN
     n_rows = x_MK.shape[0]
     made: Tensor = torch.ops.mkldnn._linear_pointwise(
         _lengthened(x_MK, in_steps(n_rows)), weight_KN.T, None, "none", [], ""
     )
     return made[:n_rows]
+
+
+def add_product_(out_MN: Tensor, x_MK: Tensor, weight_KN: Tensor) -> None:
+    """out += x @ weight, in place."""
+    if _is_for_onednn(x_MK, weight_KN):
+        out_MN += product(x_MK, weight_KN)
+    else:
+        out_MN.addmm_(x_MK, weight_KN)
 
 
 def in_steps(n_rows: int) -> int:
@@ -44,6 +54,12 @@ def _lengthened(x_MK: Tensor, n_rows: int) -> Tensor:
     return functional.pad(x_MK, (0, 0, 0, n_rows - x_MK.shape[0]))
 
 
+def _is_for_onednn(x_MK: Tensor, weight_KN: Tensor) -> bool:
+    """Whether the product is of a kind that oneDNN is faster at, on a CPU where it is."""
+    large = x_MK.shape[0] >= FEWEST_ROWS and weight_KN.numel() >= LEAST_WEIGHTS
+    return large and _is_plain(x_MK) and _is_plain(weight_KN) and _prefers_onednn()
+
+
 def _is_plain(tensor: Tensor) -> bool:
     """A float32 matrix on the CPU of which nobody wants a gradient."""
     wanted = tensor.requires_grad and torch.is_grad_enabled()
@@ -51,7 +67,17 @@ def _is_plain(tensor: Tensor) -> bool:
 
 
 @cache
-def _has_wide_vectors() -> bool:
-    """Whether oneDNN is there and uses AVX-512."""
+def _prefers_onednn() -> bool:
+    """Whether oneDNN is there and uses AVX-512 where MKL does not."""
     wide = "AVX512" in torch.backends.cpu.get_cpu_capability()
-    return wide and torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    there = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return wide and there and not (torch.backends.mkl.is_available() and "GenuineIntel" in _made_by())
+
+
+def _made_by() -> str:
+    """A text that names the maker of the CPU."""
+    try:
+        with open("/proc/cpuinfo") as file:
+            return file.read(1024)  # of the first core; all are of one maker
+    except OSError:
+        return platform.processor()

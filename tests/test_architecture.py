@@ -33,6 +33,7 @@ PLAIN = {
     "ranks",
     "sizes",
     "version",
+    "workers",
 }
 TRACED = {*PLAIN, "kernels", "models", "text", "transcoders", "fingerprint"}
 TRACING = {*TRACED, "graph", "attribution"}
@@ -54,6 +55,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "ranks": {"errors"},
     "sizes": {"errors"},
     "version": set(),
+    "workers": set(),
     "neuronpedia": {"errors", "http"},
     "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
     "models": {"arguments", "errors", "files", "hub_connection", "kernels", "progress"},

@@ -52,6 +52,7 @@ def parser(description: str | None) -> argparse.ArgumentParser:
     made.add_argument("--update-interval", type=int, default=4)
     made.add_argument("--device", default="cpu", help="cpu or cuda")
     made.add_argument("--threads", type=int, default=None, help="torch threads (default: torch's own choice)")
+    made.add_argument("--calls", type=int, default=1, help="traces of each prompt; the record is of the first")
     made.add_argument("--timing-only", action="store_true", help="trace, but do not prune, score or write graph files")
     return made
 
@@ -198,6 +199,7 @@ def run(engine: str, args: argparse.Namespace, model: Any, tokenizer: Any, api: 
         meta |= {"model": args.model.name, "transcoders": args.transcoders.name, "threads": torch.get_num_threads()}
         meta |= {"active": len(graph.active_features), "expanded": len(graph.selected_features)}
         meta |= {"n_layers": graph.cfg.n_layers}
+        meta["later"] = [measure(trace, args.device)[1] for _ in range(args.calls - 1)]
         arrays: dict[str, np.ndarray] = {"ids": to_numpy(torch.as_tensor(graph.input_tokens), np.int64)}
         if not args.timing_only:
             arrays = collect(graph, api)

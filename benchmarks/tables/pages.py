@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 from benchmarks.tables import (
     agreement,
     attention,
+    compiled,
     explanations,
     many,
     neurons,
@@ -54,11 +55,13 @@ PAGES = (
         (
             Section("speed", "Against circuit-tracer 0.5.0", results.speed),
             Section("speed_cuda", "`attribute()` on a GPU", results.against_peer),
+            Section("busy", "A busy machine", results.busy),
             Section("long_prompts", "Long prompts", results.long_prompts),
             Section("memory_plan", "Memory: planned and taken", results.memory),
             Section("gemma_shaped_cuda", "6,000 tokens on a GPU", results.gemma_shaped),
             Section("kernels", "Kernels on a CPU, against torch", results.kernels),
             Section("kernels_cuda", "Kernels on a GPU, against torch", results.kernels),
+            Section("kernels_compiled", "Kernels compiled for GPUs", compiled.compiled),
             Section("startup", "Command line", results.startup),
         ),
     ),

@@ -29,7 +29,7 @@ FAITHFUL = {
 
 
 def startup(record: Record) -> list[str]:
-    """Seconds until the command line has answered."""
+    """Seconds until the command line has answered, and until a model is ready and has traced."""
     rows = [
         [
             f"`circuit-tracer {name}`",
@@ -37,10 +37,45 @@ def startup(record: Record) -> list[str]:
         ]
         for name, found in record["calls"].items()
     ]
-    return table(["", *ENGINES.values()], rows)
+    lines = table(["", *ENGINES.values()], rows)
+    if not (models := record.get("ready")):
+        return lines
+    rows = [
+        [
+            name,
+            f"{found['imported']:.2f} s",
+            f"{found['ready']:.2f} s",
+            f"{found['dictionary_mapped'] / 1e6:.0f} of {found['dictionary_bytes'] / 1e6:.0f} MB",
+            *(f"{found[call]['seconds']:.2f} s, {found[call]['peak_gb']:.1f} GB" for call in ("first", "second")),
+        ]
+        for name, found in models.items()
+    ]
+    heads = ["from the start of a process", "imported", "ready", "dictionary in memory", "first trace", "second"]
+    return [*lines, "", *table(heads, rows)]
 
 
 ENGINES = {"ours": "this engine", "peer": "circuit-tracer 0.5.0"}
+
+
+def busy(record: Record) -> list[str]:
+    """Seconds of a trace beside processes that never wait."""
+    rows = [
+        [
+            str(line["loops"]),
+            f"{line['first']:.2f} s",
+            f"{line['first_ratio']:.2f}",
+            f"{line['warm']:.2f} s",
+            f"{line['warm_ratio']:.2f}",
+            f"{line['peak_gb']:.2f} GB",
+        ]
+        for line in record["lines"]
+    ]
+    head = ["busy processes", "first call", "times quiet", "later calls", "times quiet", "peak"]
+    return [
+        f"`attribute()` with {record['threads']} threads, {record['rows']} features expanded; graphs are equal to the bit.",
+        "",
+        *table(head, rows),
+    ]
 
 
 def long_prompts(record: Record) -> list[str]:
@@ -196,6 +231,12 @@ def against_peer(record: Record) -> list[str]:
         for engine, name in (("peer", "circuit-tracer 0.5.0"), ("ours", "this engine"))
     ]
     rows.append(["ratio", f"**{found['times_faster']:.0f}×**", f"{found['times_less_memory']:.1f}×"])
+    if "warm_seconds" in found["ours"]:
+        warm = found["ours"]
+        rows.append(["this engine, later calls", f"{warm['warm_seconds']:.2f}", f"{warm['warm_peak_gb']:.1f} GB"])
+        rows.append(
+            ["ratio", f"{found['times_faster_warm']:.0f}×", f"{found['peer']['peak_gb'] / warm['warm_peak_gb']:.1f}×"]
+        )
     return table(["", "seconds", "peak memory"], rows)
 
 

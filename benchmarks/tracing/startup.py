@@ -1,8 +1,10 @@
-"""How long the command line takes to answer, beside circuit-tracer 0.5.0's: each call is a process of its own.
+"""How long a process takes to answer, to be ready and to trace: the command line beside circuit-tracer 0.5.0's, and a model.
 
-    python -m benchmarks.tracing.startup [--peer PEER_VENV]
+    python -m benchmarks.tracing.startup [--peer PEER_VENV] [--model FOLDER --transcoders FOLDER]
 
-The median of --runs calls, the files in the system's cache: one call before is not counted.
+Each call is a process of its own; the median of --runs of them, the files in the system's cache: one before is not counted.
+Ready is the embedded default, and the model and dictionary that are named (`ready_once.py`), counted from the start of the
+process; its first and its second trace stand beside. Nothing is reported where a trace breaks its sum rule.
 """
 
 from __future__ import annotations
@@ -18,8 +20,10 @@ from typing import Any
 from benchmarks.common.harness import versions
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import RESULTS
+from benchmarks.common.processes import answer, our_command
 
-GOAL = 0.5  # seconds for --help
+HELP_GOAL, READY_GOAL = 0.3, 1.5  # seconds for --help, and until the embedded default is ready
+RESIDUAL = 1e-5  # what a trace promises
 CALLS = {"--help": ["--help"], "attribute --help": ["attribute", "--help"]}
 
 
@@ -40,20 +44,47 @@ def seconds(command: list[str], runs: int) -> list[float]:
     return taken[1:]
 
 
+def ready(words: list[str], runs: int) -> dict[str, Any]:
+    """Medians of ready_once.py over some processes, all but the first. SystemExit where a trace is wrong."""
+    command = [*our_command("tracing.ready_once"), *words]
+    found = [answer([*command, "--started", repr(time.time())]) for _ in range(runs + 1)][1:]
+    if (worst := max(one["residual"] for one in found)) > RESIDUAL:
+        raise SystemExit(f"nothing reported: a trace has a residual of {worst:.1e}, at most {RESIDUAL:.0e} is promised")
+    middle: dict[str, Any] = {name: statistics.median(one[name] for one in found) for name in ("imported", "ready")}
+    for call in ("first", "second"):
+        middle[call] = {name: statistics.median(one[call][name] for one in found) for name in found[0][call]}
+    kept = ("dictionary_bytes", "dictionary_mapped", "tokens")
+    return middle | {name: found[0][name] for name in kept} | {"all": found}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--peer", type=Path, help="virtual environment of peer/setup_peer.sh")
     parser.add_argument("--runs", type=int, default=7)
+    parser.add_argument("--model", type=Path, help="Hugging Face folder, to be ready with --transcoders")
+    parser.add_argument("--transcoders", type=Path)
     parser.add_argument("--results", type=Path, default=RESULTS / "startup.json")
     args = parser.parse_args()
     engines = {"ours": Path(sys.executable)} | ({"peer": args.peer / "bin" / "python"} if args.peer else {})
-    results: dict[str, Any] = describe(versions=versions(), goal=GOAL, calls={})
+    results: dict[str, Any] = describe(versions=versions(), goal=HELP_GOAL, ready_goal=READY_GOAL, calls={}, ready={})
     for name, words in CALLS.items():
         results["calls"][name] = {}
         for engine, python in engines.items():
             taken = seconds([str(command_of(python)), *words], args.runs)
             results["calls"][name][engine] = {"median": statistics.median(taken), "all": taken}
             print(f"  circuit-tracer {name:20} {engine:5} {statistics.median(taken):7.3f} s", flush=True)
+    models: dict[str, list[str]] = {"the embedded default": []}
+    if args.model is not None:
+        name = f"{args.model.name} with {args.transcoders.name}"
+        models[name] = ["--model", str(args.model), "--transcoders", str(args.transcoders)]
+    for name, words in models.items():
+        results["ready"][name] = found = ready(words, args.runs)
+        print(
+            f"  {name}: imported {found['imported']:.2f} s, ready {found['ready']:.2f} s, with "
+            f"{found['dictionary_mapped'] / 1e6:.0f} of {found['dictionary_bytes'] / 1e6:.0f} MB of its dictionary; first trace "
+            f"{found['first']['seconds']:.2f} s, second {found['second']['seconds']:.2f} s",
+            flush=True,
+        )
     write_results(args.results, results)
 
 

@@ -22,7 +22,7 @@ import statistics
 import tempfile
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -33,6 +33,7 @@ from torch import Tensor
 
 from benchmarks.common.harness import process_peak_gb, versions
 from benchmarks.training.synthetic import SyntheticActivations
+from circuit_tracer.kernels.decode import Written
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
@@ -43,7 +44,7 @@ from circuit_tracer.training.run.loop import Loop
 from circuit_tracer.training.run.state import TrainingState
 from circuit_tracer.training.sparsity import selection
 from circuit_tracer.training.sparsity.batch_topk import BatchTopK
-from circuit_tracer.training.step import step
+from circuit_tracer.training.step import outputs, step
 from circuit_tracer.training.step.normalisation import Normalisation
 
 ENTRY_BYTES = 12  # feature and value of an entry
@@ -93,7 +94,7 @@ class Stopwatch:
             for owner, name, phase, work in (
                 (selection, "encode", "encode", _encode_work),
                 (BatchTopK, "select", "select", _select_work),
-                (step, "decode_", "decode", _decode_work),
+                (outputs, "decode_sources_", "decode", _decode_work),
                 (step, "value_gradients", "value gradients", _value_work),
                 (step, "weight_gradients", "weight gradients", _weight_work),
                 (step, "gradients", "weight gradients", _both_work),
@@ -113,8 +114,9 @@ def _select_work(chosen: selection.Selection, *_: Any) -> tuple[float, float]:
     return 0.0, 2 * ENTRY_BYTES * sum(len(one.feature) for one in chosen.entries)
 
 
-def _decode_work(_: None, out_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> tuple[float, float]:
-    return _flops(entries, weight_FC), _touched(entries, weight_FC) + 2 * _size(out_BC)
+def _decode_work(_: None, out_BC: Tensor, sources: Sequence[Written]) -> tuple[float, float]:
+    flops = sum(_flops(one.entries, one.weight_FC) for one in sources)
+    return flops, sum(_touched(one.entries, one.weight_FC) for one in sources) + 2 * _size(out_BC)
 
 
 def _value_work(_: Tensor, grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> tuple[float, float]:

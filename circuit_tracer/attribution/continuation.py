@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -34,24 +34,22 @@ _SPARSE = ("ptr", "column", "value")
 
 @dataclass(frozen=True)
 class Continuation:
-    """Where to go on. asked: rows of the call in hand, numbered as in the store; block_rows, chunk_bytes: of the plan."""
+    """Where to go on. asked: rows of the call in hand, numbered as in the store; the sizes are those of the plan."""
 
     identity: dict[str, Any]
     blocks: list[FinishedBlock]
     asked: Tensor
     block_rows: int
+    block_numbers: int
     chunk_bytes: int
 
     def same_blocks(self, plan: MemoryPlan) -> MemoryPlan:
         """The plan with blocks of the sizes that the trace began with, if they are no larger than what fits now."""
-        return MemoryPlan(
-            plan.work,
-            plan.held,
-            plan.budget,
-            plan.keep_patterns,
-            plan.keep_decoder_rows,
-            min(plan.block_rows, self.block_rows),
-            min(plan.chunk_bytes, self.chunk_bytes),
+        return replace(
+            plan,
+            block_rows=min(plan.block_rows, self.block_rows),
+            block_numbers=self.block_numbers,
+            chunk_bytes=min(plan.chunk_bytes, self.chunk_bytes),
         )
 
     def require_same_trace(self, identity: dict[str, Any]) -> None:
@@ -105,6 +103,7 @@ def unfinished(identity: dict[str, Any], store: FinishedRows, asked: Tensor, pla
     facts = {
         "identity": identity,
         "block_rows": plan.block_rows,
+        "block_numbers": plan.block_numbers,
         "chunk_bytes": plan.chunk_bytes,
         "blocks": [[block.n_pos, block.n_columns, block.dropped] for block in store.blocks],
     }
@@ -120,9 +119,14 @@ def continuation_of(graph_or_path: Graph | str | Path) -> Continuation:
         raise InputError(f"{name} {state}; there is nothing to go on with. Trace it anew (without resume).")
     facts, tensors = graph.unfinished.facts, graph.unfinished.tensors
     try:
-        blocks = [_block(tensors, number, *sizes) for number, sizes in enumerate(facts["blocks"])]
+        blocks = [_block(tensors, number, *shape) for number, shape in enumerate(facts["blocks"])]
         return Continuation(
-            dict(facts["identity"]), blocks, tensors["asked"], int(facts["block_rows"]), int(facts["chunk_bytes"])
+            identity=dict(facts["identity"]),
+            blocks=blocks,
+            asked=tensors["asked"],
+            block_rows=int(facts["block_rows"]),
+            block_numbers=int(facts.get("block_numbers", 0)),  # files of earlier versions do not have it
+            chunk_bytes=int(facts["chunk_bytes"]),
         )
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(

@@ -17,6 +17,7 @@ from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.kernels.contract import contract_, contract_rows_
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.workers import in_order
 
 CHUNK_BYTES = 64 * 2**20  # of decoder rows read at once, where they are not kept
 # From so many sources with the same decoder row on, gathering it for each block of rows costs less than copies of it, of memory
@@ -70,6 +71,16 @@ class DecoderRows:
                 contract_rows_(out_TN, some.unflatten(0, (len(g_TPD), -1)), rows.between(first, last))
         return None
 
+    @property
+    def at_hand(self) -> bool:
+        """Whether rows are kept, one for each source."""
+        return bool(self._kept)
+
+    def bytes_until(self, n_pos: int) -> int:
+        """What the rows of the first `n_pos` positions take in all layers."""
+        row_bytes = self.transcoders.d_model * self._dtype.itemsize
+        return sum(written.ptr[n_pos] for written in self.written) * row_bytes
+
     def between(self, layer: int, first: int, last: int) -> Tensor:
         """The kept rows (n, D) of some positions, in the residual stream."""
         ptr = self.written[layer].ptr
@@ -114,16 +125,19 @@ class DecoderRows:
         found: Tensor = torch.nonzero(own).flatten() + here.start
         return found
 
-    def read_all(self) -> list[Tensor]:
-        """Scaled decoder rows (n, D) of all layers at the output hook; each file is read once, front to back."""
+    def read_all(self, workers: int = 1) -> list[Tensor]:
+        """Scaled decoder rows (n, D) of all layers at the output hook; each file is read once, front to back, by one of the
+        workers.
+        """
         active, layers = self.sources.active, self.written
         place: dict[str, Any] = {"dtype": self._dtype, "device": self._device}
         rows = [torch.empty(len(layer.feature), self.transcoders.d_model, **place) for layer in layers]
-        slot = torch.empty(len(self.sources), dtype=torch.int64)
-        for source in range(self.transcoders.n_layers):
+
+        def read(source: int) -> None:
             here = self._of_layer(source)
             if not len(here):
-                continue
+                return
+            slot = torch.empty(len(self.sources), dtype=torch.int64)
             unique, inverse = torch.unique(active.index[here] - self._first, return_inverse=True)
             decoder, inverse = self.transcoders.decoder_rows(source, unique).to(self._device), inverse.to(self._device)
             for number, layer in enumerate(self.transcoders.target_layers(source)):
@@ -131,6 +145,9 @@ class DecoderRows:
                 block *= active.value[here].to(block)[:, None]
                 slot[layers[layer].feature] = torch.arange(len(layers[layer].feature))
                 rows[layer][slot[here].to(self._device)] = block
+
+        for _ in in_order(read, range(self.transcoders.n_layers), workers):
+            pass
         return rows
 
 
@@ -142,6 +159,7 @@ def read_decoder_rows(
     chunk_bytes: int = CHUNK_BYTES,
     attention: FrozenAttention | None = None,
     side_by_side: bool = False,
+    workers: int = 1,
 ) -> tuple[DecoderRows, Tensor]:
     """Read the decoder rows once, and what the features reconstruct with them, (L, P, D), at the output hook.
 
@@ -154,11 +172,11 @@ def read_decoder_rows(
     reconstruction = torch.zeros(shape, dtype=parts.compute_dtype, device=parts.device)
     if not keep or (not side_by_side and stored_once(n_sources, len(read.tables))):
         if keep:
-            read.tables.keep()
+            read.tables.keep(workers)
         for layer in range(len(read.written)):
             reconstruction[layer] = read.tables.reconstruct(layer, chunk_bytes)
         return read, reconstruction
-    kept = read.read_all()
+    kept = read.read_all(workers)
     for layer, layer_sources in enumerate(read.written):
         for position, (start, stop) in enumerate(pairwise(layer_sources.ptr)):
             reconstruction[layer, position] = kept[layer][start:stop].sum(0)

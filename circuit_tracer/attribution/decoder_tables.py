@@ -20,6 +20,7 @@ from torch.nn.functional import embedding_bag
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.kernels.contract.addressed import AddressedRows
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.workers import in_order
 
 
 class DecoderTables:
@@ -70,17 +71,21 @@ class DecoderTables:
         """Rows of all tables."""
         return sum(offsets[-1] for offsets in self._offsets)
 
-    def keep(self) -> None:
-        """Read all tables; each file is read once, front to back."""
-        width = self.transcoders.d_model
+    def keep(self, workers: int = 1) -> None:
+        """Read all tables; each file is read once, front to back, by one of the workers."""
+        width, (features, _) = self.transcoders.d_model, self._features
         tables = [torch.empty(of[-1], width, dtype=self._dtype, device=self._device) for of in self._offsets]
-        for source, index in enumerate(self._features[0]):
-            if not len(index):
-                continue
+
+        def read(source: int) -> None:
+            if not len(index := features[source]):
+                return
             decoder = self.transcoders.decoder_rows(source, index)
             for number, layer in enumerate(self.transcoders.target_layers(source)):
                 start = self._offsets[layer][source]
                 tables[layer][start : start + len(index)] = decoder[:, number]
+
+        for _ in in_order(read, range(self.transcoders.n_layers), workers):
+            pass
         self._kept = tables
 
     def release(self) -> bool:

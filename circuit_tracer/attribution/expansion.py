@@ -5,6 +5,7 @@ Letters: K targets, N_s selected features.
 
 from __future__ import annotations
 
+from contextlib import closing
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -12,18 +13,19 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.continuation import Continuation, identity_of, unfinished
+from circuit_tracer.attribution.finished_block import FinishedBlock
 from circuit_tracer.attribution.finished_rows import FinishedRows
 from circuit_tracer.attribution.memory import retrying
 from circuit_tracer.attribution.plan import MemoryPlan, kept_mass
 from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
-from circuit_tracer.attribution.row_blocks import split_rows
 from circuit_tracer.attribution.selection import select
 from circuit_tracer.attribution.sweep import Sweep
 from circuit_tracer.attribution.targets import TargetRows
 from circuit_tracer.attribution.task import Task
 from circuit_tracer.errors import ResourceError, warn
 from circuit_tracer.graph.unfinished import Unfinished
+from circuit_tracer.workers import in_order
 
 
 @dataclass(frozen=True)
@@ -124,12 +126,15 @@ class Expansion:
         mine = order[self.ranks.rank :: self.ranks.world].sort().values
         share, number = read_out.take(mine), row[mine]
 
+        def finished(rows: Tensor) -> FinishedBlock:
+            return self.store.finished(self.sweep.block(share, rows), number[rows])
+
         def attempt(plan: MemoryPlan) -> None:
-            for block in self.sweep.blocks(share, plan.block_rows, ~self.store.done[number]):
-                here = number[block.row]
-                self.store.add(block, here)
-                self.store.mark(here)  # at once: an interrupt keeps what is there
-                self.task.options.progress("features", int(self.store.expanded.sum()), self.budget)
+            blocks = self.sweep.split(share, plan.block_rows, plan.block_numbers, ~self.store.done[number])
+            with closing(in_order(finished, blocks, plan.workers)) as done:
+                for block in done:
+                    self.store.add(block)
+                    self.task.options.progress("features", int(self.store.expanded.sum()), self.budget)
 
         def smaller(_: MemoryPlan, error: Exception) -> MemoryPlan:
             return self._give_up(share, ~self.store.done[number], error)
@@ -138,10 +143,12 @@ class Expansion:
         self.store.mark(row)  # those of the other processes too
 
     def _give_up(self, share: ReadOut, missing: Tensor, error: Exception) -> MemoryPlan:
-        """Halve the rows in flight; with one row left, stop keeping decoder rows."""
-        blocks = split_rows(share.layer, share.position, self.plan.block_rows, share.vector.shape[1])
-        largest = max((int(missing[block].sum()) for block in blocks), default=1)
-        if largest > 1:
+        """Go on with one worker; then halve the rows in flight; with one row left, stop keeping decoder rows."""
+        blocks = self.sweep.split(share, self.plan.block_rows, self.plan.block_numbers, missing)
+        largest = max(map(len, blocks), default=1)
+        if self.plan.workers > 1:
+            self.plan = replace(self.plan, workers=1)
+        elif largest > 1:
             self.plan = replace(self.plan, block_rows=largest).halved()
         elif self.prompt.release():
             self.plan = replace(self.plan, keep_decoder_rows=False)
@@ -153,5 +160,5 @@ class Expansion:
         self.prompt.decoder.chunk_bytes = self.plan.chunk_bytes
         if self.prompt.attention is not None:
             self.prompt.attention.decoder.chunk_bytes = self.plan.chunk_bytes
-        warn(f"an allocation failed; going on with {self.plan.block_rows} rows in flight")
+        warn(f"an allocation failed; going on with {self.plan.in_flight}")
         return self.plan

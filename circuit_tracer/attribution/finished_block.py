@@ -10,6 +10,7 @@ Letters: T rows, W sources, E steps, P positions.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -92,6 +93,11 @@ class FinishedBlock:
         return self.edges[rows.to(self.edges.device)]
 
     @property
+    def dtype(self) -> torch.dtype:
+        """Of the edges."""
+        return (self.edges.value if isinstance(self.edges, SparseEdges) else self.edges).dtype
+
+    @property
     def width(self) -> int:
         """W."""
         return self.n_columns + len(self.step_ptr[1:]) * self.n_pos
@@ -104,8 +110,39 @@ class FinishedBlock:
         rows = self.edges[start:stop, : self.n_columns]
         for piece in torch.nonzero(share).flatten().split(max(1, _PIECE // max(1, self.n_columns))):
             weight = share[piece].to(device=rows.device, dtype=rows.dtype)
-            received += (weight @ rows[piece.to(rows.device)].abs()).double().cpu()
+            received += (weight @ rows.index_select(0, piece.to(rows.device)).abs_()).double().cpu()
         return received
+
+    @property
+    def step(self) -> Tensor:
+        """(T,) of each row, descending."""
+        ptr = torch.tensor(self.step_ptr)
+        return torch.arange(len(ptr) - 1).repeat_interleave(ptr[:-1] - ptr[1:]).flip(0)
+
+
+def side_by_side(
+    blocks: Sequence[FinishedBlock], rows: Sequence[Tensor], columns: Tensor, number: Tensor
+) -> FinishedBlock:
+    """Some rows of each of some blocks as one block on the CPU, with their edges to some columns (ascending), dense.
+
+    number: what `row` of the result says, for each row by its own.
+    """
+    step = torch.cat([block.step[some] for block, some in zip(blocks, rows, strict=True)])
+    order = torch.argsort(step, descending=True, stable=True)
+    edges = torch.zeros(len(order), len(columns), dtype=blocks[0].dtype)
+    place = torch.argsort(order).split([len(some) for some in rows])
+    for block, some, into in zip(blocks, rows, place, strict=True):
+        inside = columns[columns < block.n_columns]
+        step_rows = max(1, _PIECE // max(1, block.width))
+        for piece, here in zip(some.split(step_rows), into.split(step_rows), strict=True):
+            dense = block.dense(piece)
+            edges[here, : len(inside)] = dense.index_select(1, inside.to(dense.device)).cpu()
+    row, total, mass = (
+        torch.cat([getattr(block, name)[some] for block, some in zip(blocks, rows, strict=True)])[order]
+        for name in ("row", "total", "mass")
+    )
+    ptr = torch.bincount(step, minlength=len(blocks[0].step_ptr)).flip(0).cumsum(0).flip(0)
+    return FinishedBlock(number[row], 0, len(columns), edges, total, mass, ptr.tolist())
 
 
 def _sums(edges_TW: Tensor) -> tuple[Tensor, Tensor]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.finished_block import FinishedBlock
+from circuit_tracer.attribution.finished_block import FinishedBlock, side_by_side
 from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.graph.influence import MIN_MASS
 from circuit_tracer.ranks import Ranks
@@ -42,9 +42,14 @@ class FinishedRows:
         # columns of each step, to decide a step at a time
         self._of_step = [torch.nonzero(column_step == step).flatten() for step in range(n_steps)]
 
-    def add(self, edges: EdgeBlock, row: Tensor) -> None:
-        """Keep a block; `row` (T,) numbers its rows globally."""
-        self.blocks.append(FinishedBlock.of(edges, row, self.n_steps, self.keep_mass))
+    def finished(self, edges: EdgeBlock, row: Tensor) -> FinishedBlock:
+        """A block as it is kept; `row` (T,) numbers its rows globally."""
+        return FinishedBlock.of(edges, row, self.n_steps, self.keep_mass)
+
+    def add(self, block: FinishedBlock) -> None:
+        """Keep a block. At once: an interrupt keeps what is there."""
+        self.blocks.append(block)
+        self.mark(block.row)
 
     @property
     def expanded(self) -> Tensor:
@@ -64,6 +69,20 @@ class FinishedRows:
         """Mark what this process holds: an interrupt may have come between the two."""
         for block in self.blocks:
             self.mark(block.row)
+
+    def among(self, columns: Tensor) -> FinishedRows:
+        """The rows of targets and of some features (ascending columns), with their edges to these features alone, side by side
+        in one block on the CPU: for influence that only they pass on, among themselves.
+        """
+        made = FinishedRows(self.n_steps, self.n_targets, self.column_step[columns], ranks=self.ranks)
+        number = torch.full((self.n_targets + self.n_columns,), -1)  # of each row among those that are left
+        number[: self.n_targets] = torch.arange(self.n_targets)
+        number[self.n_targets + columns] = self.n_targets + torch.arange(len(columns))
+        made.mark(number[self.done & (number >= 0)])
+        left = [torch.nonzero(number[block.row] >= 0).flatten() for block in self.blocks]
+        if self.blocks:
+            made.blocks.append(side_by_side(self.blocks, left, columns, number))
+        return made
 
     def influence(self, weight_K: Tensor, threshold: float | None = None) -> tuple[Tensor, Tensor]:
         """Influence (N,) of every feature column, and which columns are selected (N,).
@@ -88,6 +107,8 @@ class FinishedRows:
     def _flow(self, step: int, entering: Tensor, influence: Tensor) -> None:
         for block in self.blocks:
             start, stop = block.step_ptr[step + 1], block.step_ptr[step]
+            if start == stop:
+                continue
             share = entering[block.row[start:stop]] / block.mass[start:stop].clamp_min(MIN_MASS)
             if bool(share.any()):
                 influence[: block.n_columns] += block.flow(start, stop, share)

@@ -17,6 +17,7 @@ from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.transcoders.activations import TopK
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.neurons import Neurons
+from circuit_tracer.workers import workers_on
 
 ACTIVE_IF_UNKNOWN = 50  # features a layer and token
 
@@ -72,7 +73,7 @@ def forecast(
     held = loaded_bytes(outlined, transcoders, dtype, lazy_encoder, lazy_decoder)
     now = held_bytes(device)
     budget = memory or max(now + free_bytes(device) // processes, held)
-    return plan_memory(work, now + held, budget, batch_size, may_keep_rows)
+    return plan_memory(work, now + held, budget, batch_size, may_keep_rows, workers=workers_on(device))
 
 
 def active_features(transcoders: Transcoders, active: float | None) -> float:

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
+from circuit_tracer.attribution.row_blocks import IN_CACHE
 from circuit_tracer.attribution.trace_sizes import CAPTURED, PIECE, STATE, STATE_AT_ONCE, TraceSizes
 from circuit_tracer.errors import ResourceError
 from circuit_tracer.sizes import as_size
@@ -32,6 +33,8 @@ class MemoryPlan:
     keep_decoder_rows: bool
     block_rows: int
     chunk_bytes: int  # of decoder rows gathered at once
+    block_numbers: int = 0  # what blocks are kept to beyond `block_rows`, if anything (`row_blocks.most_rows`)
+    workers: int = 1  # that compute a block each
 
     @cached_property
     def phases(self) -> dict[str, dict[str, int]]:
@@ -39,21 +42,22 @@ class MemoryPlan:
         work = self.work
         captured, made, state = (work.state(copies, self.keep_patterns) for copies in (CAPTURED, STATE_AT_ONCE, STATE))
         kept = work.decoder_rows if self.keep_decoder_rows else 0
-        blocks = work.blocks(self.block_rows)
+        blocks = work.blocks(self.block_rows, self.block_numbers)
         rows = work.edge_rows(blocks)
-        gathered = 0 if self.keep_decoder_rows else work.gathered(self.chunk_bytes)
+        workers = min(self.workers, work.at_once(blocks))
+        gathered = 0 if self.keep_decoder_rows else workers * work.gathered(self.chunk_bytes)
         return {
             "run the model": {"frozen prompt": captured, "a layer at work": work.forward(self.keep_patterns)},
             "find active features": {"frozen prompt": captured, "a block of the encoder": work.encoding()},
             "read decoder rows": {
                 "frozen prompt": made,
                 "decoder rows": kept,
-                "one layer's, being read": work.reading(self.keep_decoder_rows, self.chunk_bytes),
+                "one layer's, being read": work.reading(self.keep_decoder_rows, self.chunk_bytes, self.workers),
             },
             "compute edges": {
                 "frozen prompt": state,
                 "decoder rows": kept or gathered,
-                "rows in flight": work.in_flight(blocks),
+                "rows in flight": workers * work.in_flight(blocks),
                 "finished rows": rows,
             },
             "make the graph": {"frozen prompt": state, "finished rows": rows, "edges of the graph": work.graph()},
@@ -72,12 +76,22 @@ class MemoryPlan:
         """The same with half the rows in flight and half the chunk."""
         return replace(self, block_rows=max(1, self.block_rows // 2), chunk_bytes=max(1, self.chunk_bytes // 2))
 
+    def reading_again(self) -> MemoryPlan:
+        """The same without keeping decoder rows: blocks are as large as they may be then, since each reads them."""
+        return replace(self, keep_decoder_rows=False, block_numbers=0)
+
+    @property
+    def in_flight(self) -> str:
+        """How many rows are computed at once, in words."""
+        rows = f"{self.block_rows} rows in flight"
+        return rows if self.workers == 1 else f"{rows} in each of {self.workers} workers"
+
     def __str__(self) -> str:
         patterns = "kept" if self.keep_patterns else "made again, tile by tile"
         decoder = "kept" if self.keep_decoder_rows else "read again for each block"
         return (
             f"{as_size(self.peak)} of {as_size(self.budget)} ({as_size(self.held)} are held already); attention patterns "
-            f"{patterns}, decoder rows {decoder}, at most {self.block_rows} rows in flight"
+            f"{patterns}, decoder rows {decoder}, at most {self.in_flight}"
         )
 
     def table(self) -> str:
@@ -114,30 +128,36 @@ def plan_memory(
     batch_size: int,
     may_keep_rows: bool = True,
     keep_patterns: bool | None = None,
+    workers: int = 1,
 ) -> MemoryPlan:
-    """The fastest plan that fits: decoder rows kept if they can be, then as many rows in flight as there is room for.
+    """The fastest plan that fits: decoder rows kept if they can be, then as many rows in flight as there is room for; fewer
+    workers than `workers` before smaller blocks.
 
     keep_patterns: what was decided already; None decides it here. Raises ResourceError, with a number of feature nodes or a
     budget that fits, when nothing does.
     """
     keep = keeps_patterns(work, held, budget) if keep_patterns is None else keep_patterns
-    for plan in _candidates(work, held, budget, batch_size, may_keep_rows, keep):
+    for plan in _candidates(work, held, budget, batch_size, may_keep_rows, keep, workers):
         if plan.fits():
             return plan
     raise ResourceError(_too_much(plan))
 
 
 def _candidates(
-    work: TraceSizes, held: int, budget: int, batch_size: int, may_keep_rows: bool, keep_patterns: bool
+    work: TraceSizes, held: int, budget: int, batch_size: int, may_keep_rows: bool, keep_patterns: bool, workers: int
 ) -> Iterator[MemoryPlan]:
     chunk = max(1, min(PIECE, (budget - held) // 16))
     for keep_rows in (True, False) if may_keep_rows else (False,):
-        plan = MemoryPlan(work, held, budget, keep_patterns, keep_rows, batch_size, chunk)
+        numbers = IN_CACHE if keep_rows and not work.on_gpu else 0
+        plan = MemoryPlan(work, held, budget, keep_patterns, keep_rows, batch_size, chunk, numbers, workers)
         while True:
             yield plan
-            if plan.block_rows == 1 or (keep_rows and plan.block_rows <= FEWEST_ROWS):
+            if plan.workers > 1:
+                plan = replace(plan, workers=plan.workers // 2)
+            elif plan.block_rows == 1 or (keep_rows and plan.block_rows <= FEWEST_ROWS):
                 break
-            plan = replace(plan, block_rows=plan.block_rows // 2)
+            else:
+                plan = replace(plan, block_rows=plan.block_rows // 2)
 
 
 def _too_much(smallest: MemoryPlan) -> str:

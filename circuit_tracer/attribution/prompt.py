@@ -171,17 +171,22 @@ def encode_prompt(
 
 
 def linearise(
-    encoded: EncodedPrompt, transcoders: Transcoders, keep_rows: bool, chunk_bytes: int = CHUNK_BYTES
+    encoded: EncodedPrompt,
+    transcoders: Transcoders,
+    keep_rows: bool,
+    chunk_bytes: int = CHUNK_BYTES,
+    workers: int = 1,
 ) -> LinearPrompt:
     """Read the decoder rows of the active features, and know the errors and constants.
 
-    At left-out positions the MLP output is a constant. chunk_bytes: of decoder rows read at once, if they are not kept.
+    At left-out positions the MLP output is a constant. chunk_bytes: of decoder rows read at once, if they are not kept. workers:
+    that read rows which are kept.
     """
     network = encoded.network
     transcoders = replacing(network.parts, transcoders)
     frozen = encoded.attention
     sources = SourceTable.of(encoded.active, transcoders, network.captured.n_pos, frozen is not None)
-    decoder, features = read_decoder_rows(sources, transcoders, network, keep_rows, chunk_bytes)
+    decoder, features = read_decoder_rows(sources, transcoders, network, keep_rows, chunk_bytes, workers=workers)
     attention = None if frozen is None else linear_attention(frozen, sources, encoded.keep, keep_rows, chunk_bytes)
     balanced = _balance(network, transcoders, decoder, features, encoded.keep, attention)
     return replace(balanced, found=encoded.found)

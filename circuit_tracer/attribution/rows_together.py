@@ -6,12 +6,14 @@ Letters: K targets, N_s selected features.
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.expansion import ComputedRows, features_at, no_rows
+from circuit_tracer.attribution.finished_block import FinishedBlock
 from circuit_tracer.attribution.finished_rows import FinishedRows
 from circuit_tracer.attribution.plan import MemoryPlan
 from circuit_tracer.attribution.prompt import LinearPrompt
@@ -20,11 +22,14 @@ from circuit_tracer.attribution.selection import rounds
 from circuit_tracer.attribution.sweep import Sweep
 from circuit_tracer.attribution.targets import TargetRows
 from circuit_tracer.attribution.task import Task
+from circuit_tracer.workers import in_order
 
 # Rows of one prompt that keep a CPU busy: with more in flight, only its caches have more to hold.
 ENOUGH_ON_CPU = 128
 
 Asked = tuple[ReadOut, Tensor]  # rows to compute, and their numbers in the store
+# a block: the bunch of prompts that it belongs to, what they ask for, and which rows of which
+Piece = tuple[list[int], list[tuple[int, ReadOut]], list[tuple[int, Tensor]]]
 
 
 @dataclass(frozen=True)
@@ -96,13 +101,23 @@ def _sweep(
     asked: dict[int, Asked],
 ) -> None:
     """Compute what is asked for, in bunches of prompts that fill a block: a prompt that fills one by itself goes by itself."""
+    blocks: list[Piece] = []
     enough = plan.block_rows if sweep.device.type != "cpu" else min(plan.block_rows, ENOUGH_ON_CPU)
     for bunch in _bunches({place: len(read_out) for place, (read_out, _) in asked.items()}, enough):
         targets = [(members[one].number, asked[one][0]) for one in bunch]
-        for which, block in sweep.several(targets, plan.block_rows):
-            number = asked[bunch[which]][1][block.row]
-            stores[bunch[which]].add(block, number)
-            stores[bunch[which]].mark(number)
+        blocks += [
+            (bunch, targets, block) for block in sweep.split_several(targets, plan.block_rows, plan.block_numbers)
+        ]
+
+    def finished(piece: Piece) -> list[tuple[int, FinishedBlock]]:
+        bunch, targets, block = piece
+        found = [(bunch[which], edges) for which, edges in sweep.block_of_several(targets, block)]
+        return [(one, stores[one].finished(edges, asked[one][1][edges.row])) for one, edges in found]
+
+    with closing(in_order(finished, blocks, plan.workers)) as done:
+        for found in done:
+            for one, block in found:
+                stores[one].add(block)
 
 
 def _bunches(rows: dict[int, int], enough: int) -> Iterator[list[int]]:

@@ -39,54 +39,60 @@ def rounds(store: FinishedRows, weight_K: Tensor, budget: int) -> Generator[Tens
     """
     while True:
         influence, _ = store.influence(weight_K)
-        missing = _missing(store, _top(influence, budget), influence)
+        missing = _missing(store, _first(influence, budget), influence)
         if len(missing) <= SMALLEST_ROUND:
             break
         yield missing[: max(SMALLEST_ROUND, int(len(missing) * SHARE_A_ROUND))]
     while True:
-        chosen, influence = largest_below(store, weight_K, budget)
+        chosen, influence = largest_below(store, weight_K, budget, influence)
         missing = _missing(store, chosen, influence)
         if len(missing) == 0:
             return chosen
         yield missing
+        influence, _ = store.influence(weight_K)
 
 
-def largest_below(store: FinishedRows, weight_K: Tensor, budget: int) -> tuple[Tensor, Tensor]:
+def largest_below(store: FinishedRows, weight_K: Tensor, budget: int, influence: Tensor) -> tuple[Tensor, Tensor]:
     """The selection from the rows there are: columns (ascending) and the influences (N,) that gave them.
 
-    The threshold is found by iterating "the budget-th largest influence under the last threshold", inside a bracket that
-    every pass narrows.
+    A pass at a threshold tells more than whom it selects: with the same selection pass all thresholds down to the largest
+    influence of those outside, or up to the smallest of those inside. So the bracket closes when no selection is between its
+    ends. Inside, "the budget-th largest influence under the last threshold" is tried first. The second such threshold lets at
+    least as many pass as there may be. All that follow are higher: from then on those it selects are looked at by themselves, and
+    all columns once more in the end.
+
+    influence: (N,), when all rows pass it on.
     """
-    influence, _ = store.influence(weight_K)
-    above, below = float("inf"), 0.0  # S(above) fits the budget, S(below) does not
-    best, best_influence = torch.empty(0, dtype=torch.int64), influence
+    # S(above) fits the budget, and is S down to `following`, exclusive; S(below) does not fit
+    above, following, below = float("inf"), float(influence.max()) if len(influence) else 0.0, 0.0
+    selected, members = torch.zeros(len(influence), dtype=torch.bool), store
     threshold = _value_at(influence, budget)
-    for _ in range(64):
-        influence, selected = store.influence(weight_K, threshold)
-        count = int(selected.sum())
+    while below < following:
+        found, inside = members.influence(weight_K, threshold)
+        count = int(inside.sum())
         if count <= budget:
-            above, best, best_influence = threshold, torch.nonzero(selected).flatten(), influence
+            above, following = threshold, float(found.masked_fill(inside, 0).max())
+            if members is store:
+                influence, selected = found, inside
             if count == budget:
                 break
         else:
-            below = threshold
-        threshold = _value_at(influence, budget)
-        if not below < threshold < above:
-            threshold = (
-                (below * above) ** 0.5
-                if below > 0 and above < float("inf")
-                else (below + min(above, 2 * below + 1e-30)) / 2
-            )
-        if not below < threshold < above:
-            break
-    rest = best_influence.clone()
-    rest[best] = -1
-    fill = torch.argsort(rest, descending=True, stable=True)[: budget - len(best)]
-    return torch.cat([best, fill]).sort().values, best_influence
+            below = float(found[inside].min())
+            if members is store:
+                members = store.among(torch.nonzero(inside).flatten())
+        threshold = _value_at(found, budget)
+        if not below < threshold <= following:
+            between = (below * following) ** 0.5 if below > 0 else following / 2
+            threshold = between if below < between < following else following
+    if members is not store and above < float("inf"):
+        influence, selected = store.influence(weight_K, above)
+    return _first(influence, budget, selected).sort().values, influence
 
 
-def _top(influence: Tensor, count: int) -> Tensor:
-    return torch.argsort(influence, descending=True, stable=True)[:count]
+def _first(influence: Tensor, count: int, before: Tensor | None = None) -> Tensor:
+    """The columns of the largest influence, equals in their order; those of `before` (N,) come first."""
+    order = torch.argsort(influence, descending=True, stable=True)
+    return (order if before is None else torch.cat([order[before[order]], order[~before[order]]]))[:count]
 
 
 def _value_at(influence: Tensor, rank: int) -> float:

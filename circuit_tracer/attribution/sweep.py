@@ -11,7 +11,8 @@ Letters: L layers, P positions, D d_model, T rows in flight, C columns (active f
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import itertools
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -23,8 +24,13 @@ from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.row_blocks import split_rows
 from circuit_tracer.attribution.sources import SourceTable
-from circuit_tracer.kernels.contract import contract_each
+from circuit_tracer.kernels.contract import contract_, contract_each
 from circuit_tracer.models.frozen import FrozenNetwork
+from circuit_tracer.workers import go_on, others_are_idle, share
+
+# Bytes of rows that wait to read off the sources of their layers, so that idle workers can help; from how many bytes of sources
+# on that pays; and positions that one of them reads off at a time.
+BYTES_WAITING, WORTH_SHARING, POSITIONS_A_PART = 8 * 2**20, 16 * 2**20, 2
 
 
 @dataclass(frozen=True)
@@ -71,32 +77,49 @@ class Sweep:
         self.start = [0, *torch.tensor([prompt.n_pos for prompt in prompts]).cumsum(0).tolist()]
         self.error = [_in_residual(prompt) for prompt in prompts]  # B x (L, P, D)
 
-    def blocks(self, targets: ReadOut, block_rows: int, wanted: Tensor | None = None) -> Iterator[EdgeBlock]:
-        """Edges of the `wanted` (T,) targets (None: all), at most `block_rows` at a time; results do not depend on it beyond
+    def split(self, targets: ReadOut, block_rows: int, numbers: int = 0, wanted: Tensor | None = None) -> list[Tensor]:
+        """Which of the `wanted` (T,) targets (None: all) are swept together (row_blocks.py): results do not depend on it beyond
         rounding.
 
         The targets are split as if all were wanted: what is left of them comes in the blocks in which it would have come.
         """
         step = self.prompts[0].sources.step(targets.layer, targets.of_attention)
-        for chosen in split_rows(step, targets.position, block_rows, targets.vector.shape[1]):
-            if len(left := chosen if wanted is None else chosen[wanted[chosen]]):
-                yield from self._block([(0, left, targets.take(left))])
+        blocks = split_rows(step, targets.position, block_rows, targets.vector.shape[1], numbers)
+        left = [chosen if wanted is None else chosen[wanted[chosen]] for chosen in blocks]
+        return [rows for rows in left if len(rows)]
 
-    def several(self, asked: Sequence[tuple[int, ReadOut]], block_rows: int) -> Iterator[tuple[int, EdgeBlock]]:
-        """Edges of targets of several prompts, each with the prompt's number, at most `block_rows` in flight: which of `asked`
-        a block belongs to, and the block.
+    def block(self, targets: ReadOut, rows: Tensor) -> EdgeBlock:
+        """Edges of some of the targets, of one prompt."""
+        return self._block([(0, rows, targets.take(rows))])[0]
+
+    def blocks(self, targets: ReadOut, block_rows: int) -> Iterator[EdgeBlock]:
+        """Edges of all targets, at most `block_rows` at a time."""
+        for rows in self.split(targets, block_rows):
+            yield self.block(targets, rows)
+
+    def split_several(
+        self, asked: Sequence[tuple[int, ReadOut]], block_rows: int, numbers: int = 0
+    ) -> list[list[tuple[int, Tensor]]]:
+        """The same for targets of several prompts, each with the prompt's number: of every block, which of `asked` it has
+        targets of, and which.
         """
         layer, position = (torch.cat([getattr(each, name) for _, each in asked]) for name in ("layer", "position"))
         counts = torch.tensor([len(each) for _, each in asked])
         first, of_row = counts.cumsum(0) - counts, torch.arange(len(asked)).repeat_interleave(counts)
-        for chosen in split_rows(layer, position, block_rows, asked[0][1].vector.shape[1]):
+        blocks = []
+        for chosen in split_rows(layer, position, block_rows, asked[0][1].vector.shape[1], numbers):
             order = torch.argsort(of_row[chosen], stable=True)  # a prompt's rows together, sorted by layer as they were
-            numbers, sizes = of_row[chosen].unique(return_counts=True)
-            members = []
-            for number, rows in zip(numbers.tolist(), chosen[order].split(sizes.tolist()), strict=True):
-                rows = rows - first[number]
-                members.append((asked[number][0], rows, asked[number][1].take(rows)))
-            yield from zip(numbers.tolist(), self._block(members), strict=True)
+            members, sizes = of_row[chosen].unique(return_counts=True)
+            each = zip(members.tolist(), chosen[order].split(sizes.tolist()), strict=True)
+            blocks.append([(member, rows - first[member]) for member, rows in each])
+        return blocks
+
+    def block_of_several(
+        self, asked: Sequence[tuple[int, ReadOut]], block: Sequence[tuple[int, Tensor]]
+    ) -> list[tuple[int, EdgeBlock]]:
+        """Edges of such a block: which of `asked` they belong to, and the edges."""
+        members = [(asked[member][0], rows, asked[member][1].take(rows)) for member, rows in block]
+        return list(zip([member for member, _ in block], self._block(members), strict=True))
 
     def _block(self, members: Sequence[tuple[int, Tensor, ReadOut]]) -> list[EdgeBlock]:
         """The blocks of some targets of each of some prompts: (prompt, which targets, what they read)."""
@@ -105,6 +128,7 @@ class Sweep:
         flight.join(network.n_layers)
         flight.join_stream(network.n_layers, True)
         for layer in reversed(range(network.n_layers)):
+            go_on()
             flight.multiply_(layer)
             flight.read_off(layer)
             if network.parallel and layer in replaced:
@@ -118,6 +142,8 @@ class Sweep:
                 network.layers[layer].attend_back_(here, flight.prompt_T(flight.step(layer)))
             flight.join_attention(layer)
             flight.join_stream(layer, True)
+        flight.read_waiting()
+        flight.read_shared()
         flight.read_tokens()
         return flight.blocks
 
@@ -155,6 +181,11 @@ class _Flight:
         counts = [torch.bincount(block.step, minlength=n_steps + 1).flip(0).cumsum(0).flip(0) for block in self.blocks]
         # (steps + 2) x B rows of each prompt at a step or above
         self.joined: list[list[int]] = [*torch.stack(counts, dim=1).tolist(), [0] * len(members)]
+        self.waiting: list[tuple[int, Tensor]] = []  # layers, and rows that have not read off what is written there
+        self.read_shared: Callable[[], None] = lambda: None  # ends what was shared last
+        decoder = self.prompts[0].decoder
+        self.sharing = False
+        self.may_share = self.alone and decoder.at_hand and decoder.bytes_until(self.n_pos) > WORTH_SHARING
         width = self.targets[0].vector.shape[1]
         self.g = torch.zeros(len(rows[0]) if self.alone else 0, self.n_pos, width, **self.options)
 
@@ -218,9 +249,35 @@ class _Flight:
         """What the rows above a layer's MLP find of what is written there."""
         for number, rows_TPD in self._of_each(self.step(layer) + 1):
             block = self.blocks[number]
-            self.prompts[number].decoder.contract_(layer, rows_TPD, block.feature[: len(rows_TPD)])
+            self.sharing = self.sharing or (self.may_share and others_are_idle())
+            if self.sharing:  # to the end: layers add to the same columns, one after the other
+                self.waiting.append((layer, rows_TPD.clone()))
+            else:
+                self.prompts[number].decoder.contract_(layer, rows_TPD, block.feature[: len(rows_TPD)])
             error_PD = self.errors[number][layer, : rows_TPD.shape[1]]
             block.error[: len(rows_TPD), layer] = contract_each(rows_TPD, error_PD)
+
+        if sum(rows_TPD.nbytes for _, rows_TPD in self.waiting) > BYTES_WAITING:
+            self.read_waiting()
+
+    def read_waiting(self) -> None:
+        """Let idle workers read off what waits. Positions have columns of their own, so who does which changes no sum."""
+        self.read_shared()
+        if not (waiting := self.waiting):
+            return
+        decoder, block, self.waiting = self.prompts[0].decoder, self.blocks[0], []
+
+        def read(positions: range) -> None:
+            first, last = positions.start, positions.stop
+            for layer, rows_TPD in waiting:
+                sources = decoder.written[layer]
+                ptr = [start - sources.ptr[first] for start in sources.ptr[first : last + 1]]
+                written, column = decoder.between(layer, first, last), sources.column[first:last]
+                contract_(block.feature[: len(rows_TPD)], rows_TPD[:, first:last], written, ptr, column)
+
+        parts = -(-self.n_pos // POSITIONS_A_PART)
+        ends = [self.n_pos * part // parts for part in range(parts + 1)]
+        self.read_shared = share(read, itertools.starmap(range, itertools.pairwise(ends)))
 
     def read_off_attention(self, layer: int) -> None:
         """What they find of what a dictionary writes in place of the layer's attention. Where attention and MLP run in

@@ -60,6 +60,12 @@ class Task:
     intervention: Held | None = None  # features that are set
     started: float = field(default_factory=time.perf_counter)
     fingerprint: dict[str, str | int] | None = None  # of model and dictionary, where it is known
+    coarse: int = 0  # bytes of what is held that are coarse copies of encoders
+
+    @property
+    def held_now(self) -> int:
+        """Bytes held, with the coarse copies of encoders that were made when features were looked for."""
+        return self.held + self.model.transcoders.coarse_bytes - self.coarse
 
     @property
     def device(self) -> torch.device:

@@ -42,6 +42,7 @@ from circuit_tracer.models.rotary import depends_on_length
 from circuit_tracer.models.surroundings import plain_torch
 from circuit_tracer.progress import Progress, bar, silent
 from circuit_tracer.sizes import parse_bytes
+from circuit_tracer.workers import workers_on
 
 SHORT = 64  # tokens; longer prompts fill a machine by themselves
 TOKENS_TOGETHER = 512  # of a group, each prompt counted as long as its longest
@@ -141,7 +142,9 @@ def attribute_together(
                 continue
             flat = targets.flatten() if isinstance(targets, Tensor) else targets
             aim = Aim(flat, max_n_logits, desired_logit_prob, position)
-            tasks[number] = Task(model, ids, left_out, aim, options, held, budget)
+            tasks[number] = Task(
+                model, ids, left_out, aim, options, held, budget, coarse=model.transcoders.coarse_bytes
+            )
         for group in _groups(model, tasks):
             outcomes |= zip(group, _together([tasks[number] for number in group]), strict=True)
             progress("prompts", len(outcomes), len(prompts))
@@ -252,7 +255,10 @@ def _plan(tasks: list[Task], encoded: EncodedPrompts) -> MemoryPlan:
     """How rows are computed, if every prompt took as much memory as the one that takes most."""
     counts = encoded.counts_Ln.split([len(task.ids) for task in tasks], dim=1)
     task, largest = max(zip(tasks, counts, strict=True), key=lambda pair: int(pair[1].sum()) * pair[1].shape[1])
-    plan = plan_memory(task.sizes(largest), task.held, _share(tasks), task.options.batch_size, keep_patterns=True)
+    workers, batch_size = workers_on(task.device), task.options.batch_size
+    plan = plan_memory(
+        task.sizes(largest), task.held_now, _share(tasks), batch_size, keep_patterns=True, workers=workers
+    )
     if not plan.keep_decoder_rows:
         raise ResourceError("the decoder rows of these prompts do not fit into memory together")
     return plan

@@ -40,6 +40,7 @@ from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.neurons import Neurons
 from circuit_tracer.transcoders.stacked import Part, Stacked
 from circuit_tracer.version import package_version
+from circuit_tracer.workers import workers_on
 
 FEWER = (
     " The smallest neurons are sums that all but cancel: with fewer nodes (max_feature_nodes) the others are left out."
@@ -84,7 +85,8 @@ def begin(
     device = model.parts.device
     taken = held_bytes(device)
     budget = options.memory or taken + free_bytes(device) // options.ranks.local
-    return Task(model, ids, left_out, aim, options, taken, budget, held)
+    coarse = model.transcoders.coarse_bytes
+    return Task(model, ids, left_out, aim, options, taken, budget, held, coarse=coarse)
 
 
 def encode(task: Task) -> EncodedPrompt:
@@ -139,11 +141,12 @@ def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
     try:
         plan = plan_memory(
             task.sizes(encoded.counts_LP, encoded.active.distinct(encoded.network.n_layers)),
-            task.held,
+            task.held_now,
             task.budget,
             options.batch_size,
             options.may_keep_rows,
             bool(encoded.network.captured.patterns),
+            workers_on(task.device),
         )
     except ResourceError as error:
         refused = error
@@ -157,9 +160,9 @@ def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
 def make_linear(task: Task, encoded: EncodedPrompt, plan: MemoryPlan) -> tuple[LinearPrompt, MemoryPlan]:
     """The prompt made linear, and the plan, in which decoder rows are read again if they did not fit."""
     return retrying(
-        lambda plan: linearise(encoded, task.model.transcoders, plan.keep_decoder_rows, plan.chunk_bytes),
+        lambda plan: linearise(encoded, task.model.transcoders, plan.keep_decoder_rows, plan.chunk_bytes, plan.workers),
         plan,
-        lambda plan, _: replace(plan, keep_decoder_rows=False) if plan.keep_decoder_rows else None,
+        lambda plan, _: plan.reading_again() if plan.keep_decoder_rows else None,
         task.device,
     )
 

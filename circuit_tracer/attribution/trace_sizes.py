@@ -8,6 +8,7 @@ Letters: L layers, P positions, D d_model, H heads, K key/value heads, N active 
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, stored_once
-from circuit_tracer.attribution.row_blocks import BlockTree
+from circuit_tracer.attribution.row_blocks import BlockTree, most_rows
 from circuit_tracer.kernels.attend_back import BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.transcoders.base import Transcoders
@@ -136,16 +137,19 @@ class TraceSizes:
             PIECE, self.features_a_layer * self.config.d_model * self.item
         )
 
-    def reading(self, keep_rows: bool, chunk: int) -> int:
-        """Beside the state and the rows kept: what a source layer writes to all others, or a chunk's rows (decoder_rows.py)."""
+    def reading(self, keep_rows: bool, chunk: int, workers: int = 1) -> int:
+        """Beside the state and the rows kept: what a source layer writes to all others, for each worker, or a chunk's rows
+        (decoder_rows.py).
+        """
         if not keep_rows:
             return self.gathered(chunk)
         row, layers = self.config.d_model * self.item, len(self.tables)
-        reach = int(self.tables[-1]) > int(self.tables.diff().max()) if layers > 1 else False
+        reach = bool((self.written_LP.sum(1) > self.active_LP.sum(1)).any())
         own = self.tables.diff(prepend=self.tables.new_zeros(1)) if reach else self.tables
         targets = torch.arange(layers, 0, -1) if reach else torch.ones_like(own)
-        copies = 0 if self.stored_once else 2 * int(self.active_LP.sum(1).max())
-        return int((own * targets).max()) * row + copies * row
+        of_workers = int((own * targets).sort(descending=True).values[:workers].sum())
+        copies = 0 if self.stored_once else 2 * workers * int(self.active_LP.sum(1).max())
+        return (of_workers + copies) * row
 
     def gathered(self, chunk: int) -> int:
         """One chunk of decoder rows, and as many on their way there."""
@@ -169,11 +173,16 @@ class TraceSizes:
     def _tree(self) -> BlockTree:
         return BlockTree(*self.typical, self.config.d_model)
 
-    def blocks(self, block_rows: int) -> list[tuple[int, int, float]]:
+    def blocks(self, block_rows: int, numbers: int = 0) -> list[tuple[int, int, float]]:
         """(rows, positions, how many) of the blocks that typical rows are swept in (row_blocks.py), the targets' first."""
-        whole, rest = divmod(self.n_targets, block_rows)
-        targets = [(block_rows, self.n_pos, float(whole))] * bool(whole) + [(rest, self.n_pos, 1.0)] * bool(rest)
-        return targets + self._tree.blocks(block_rows)
+        most = most_rows(block_rows, numbers, self.n_pos * self.config.d_model)
+        whole, rest = divmod(self.n_targets, most)
+        targets = [(most, self.n_pos, float(whole))] * bool(whole) + [(rest, self.n_pos, 1.0)] * bool(rest)
+        return targets + self._tree.blocks(block_rows, numbers)
+
+    def at_once(self, blocks: list[tuple[int, int, float]]) -> int:
+        """How many of these blocks there are: no more are in flight at once."""
+        return max(1, math.ceil(sum(many for _, _, many in blocks)))
 
     @cached_property
     def width_P(self) -> Tensor:

@@ -14,7 +14,9 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import MISSING, fields, is_dataclass
 from importlib import import_module
+from importlib.util import find_spec
 from inspect import Parameter
+from types import CodeType
 from typing import Annotated, Any, ClassVar, NamedTuple, get_type_hints
 
 import typer
@@ -179,6 +181,25 @@ def _command(row: Row) -> Any:
     return typer.main.get_command(found)
 
 
+def _help_of(row: Row) -> str | None:
+    """The docstring of a row's function, out of its file's compiled code, which is not run: --help of all commands would import
+    them all. None for a row that is an app.
+    """
+    file, _, name = row.where.partition(":")
+    spec = find_spec(f"circuit_tracer.cli.{file}")
+    code = getattr(spec and spec.loader, "get_code", lambda _: None)(f"circuit_tracer.cli.{file}")
+    functions = (each for each in getattr(code, "co_consts", ()) if isinstance(each, CodeType) and each.co_name == name)
+    written = next((each.co_consts[0] for each in functions if each.co_consts), None)
+    return inspect.cleandoc(written) if isinstance(written, str) else None
+
+
+def _in_short(row: Row, made: Mapping[str, Any], room: int) -> str:
+    written = _help_of(row)
+    command = made[row.name] if written is None else Command(row.name, help=written)
+    short: str = command.get_short_help_str(room)
+    return short
+
+
 # What people type for a command of another name.
 MEANT = {
     "trace": "attribute",
@@ -220,9 +241,9 @@ class Commands(TyperGroup):
         """The commands by group, names whole."""
         room = formatter.width - 6 - max(map(len, self.commands))
         for group in dict.fromkeys(row.group for row in self.table):
-            names = [row.name for row in self.table if row.group == group]
+            rows = [row for row in self.table if row.group == group]
             with formatter.section(group):
-                formatter.write_dl([(name, self.commands[name].get_short_help_str(room)) for name in names])
+                formatter.write_dl([(row.name, _in_short(row, self.commands, room)) for row in rows])
 
     def resolve_command(self, ctx: Any, args: list[str]) -> Any:
         """As ever, but that a word for a command of another name is answered with that name."""

@@ -12,13 +12,15 @@ import re
 import tomllib
 from collections import Counter
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 import yaml
-from pydantic import BaseModel, ValidationError
 
 from circuit_tracer.errors import FileFormatError, shortened
 from circuit_tracer.files.reading import LARGEST_JSON, LARGEST_YAML, decoded, read_bytes, unpack
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
 
 DEEPEST = 64
 _SEARCHED = 8 * 2**20  # for keys given twice: that takes half as long again
@@ -30,7 +32,7 @@ _ESCAPE = re.compile(rb"\\.", re.DOTALL)
 _PAIR = re.compile(r"\\\\|\\u[dD][89abAB][0-9a-fA-F]{2}\\u[dD][c-fC-F][0-9a-fA-F]{2}")
 _HALF = re.compile(r"\\u[dD][89a-fA-F][0-9a-fA-F]{2}")
 
-Schema = TypeVar("Schema", bound=BaseModel)
+Schema = TypeVar("Schema", bound="BaseModel")
 
 
 def read_json(path: str | Path, largest: int = LARGEST_JSON, halves: bool = False) -> Any:
@@ -177,6 +179,8 @@ def validated(schema: type[Schema], raw: Any, source: str | Path) -> Schema:
     Raises:
         FileFormatError: For what does not fit, saying where.
     """
+    from pydantic import ValidationError  # imported by whoever has a schema
+
     try:
         return schema.model_validate(raw)
     except (ValidationError, RecursionError) as error:

@@ -40,6 +40,7 @@ _NPZ_ERRORS = (
 _LARGEST_HEADER = 100 * 2**20  # safetensors' own limit
 _SMALL = 2**20  # bytes of a tensor that is compared with its checksums as soon as it is handed out
 _MOST_AXES = 16
+_MAPPING = "_circuit_tracer_mapping"  # of the storage of a mapped tensor, which all views of it share
 _DEFLATE = 1032  # nothing is packed better than that
 
 
@@ -127,6 +128,15 @@ def open_tensor_file(path: str | Path) -> TensorFile:
         return _OPENERS.get(path.suffix, _open_safetensors)(path, file)
 
 
+def release_pages(view: Tensor) -> None:
+    """Let go of what was read of the file that a tensor is a view of. Its pages stay in the system's cache, where they are read
+    again; of this process' memory they are part no longer. Does nothing to other tensors.
+    """
+    mapped: mmap.mmap | None = getattr(view.untyped_storage(), _MAPPING, None)
+    if mapped is not None and hasattr(mmap, "MADV_DONTNEED"):
+        mapped.madvise(mmap.MADV_DONTNEED)
+
+
 def unpack_tensors(data: bytes, source: str) -> dict[str, Tensor]:
     """The tensors of a safetensors file that came as bytes. FileFormatError, naming ``source``, if they are none."""
     try:
@@ -165,6 +175,7 @@ def _map_tensor(entry: _Entry) -> Tensor:
         raise FileFormatError(f"{entry.path} became shorter after it was opened. Copy it again.")
     _hear_that_it_is_read_only()
     flat = torch.frombuffer(mapped, dtype=entry.dtype, count=count, offset=entry.start)
+    setattr(flat.untyped_storage(), _MAPPING, mapped)
     if entry.blocks is not None:
         attach(flat, entry.blocks, memoryview(mapped)[entry.start : entry.start + _bytes(entry)])
     if entry.fortran:

@@ -12,11 +12,13 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
 
+import psutil
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.kernels.encode.kept import Kept
 from circuit_tracer.transcoders import encoding
 from circuit_tracer.transcoders.activations import Activation, Selected
 from circuit_tracer.transcoders.active import ActiveFeatures
@@ -25,6 +27,7 @@ from circuit_tracer.transcoders.router import Router
 from circuit_tracer.transcoders.weight_rows import MappedRows, WeightRows
 
 Scan = str | list[str] | None
+MEMORY_FOR_COPIES = 32  # coarse copies of encoders are kept if they take no more than this part of the machine's memory
 
 
 class LazyModule(FrozenModule):
@@ -33,12 +36,15 @@ class LazyModule(FrozenModule):
     def __init__(self) -> None:
         super().__init__()
         self._mapped: dict[str, list[MappedRows]] = {}
+        self._kept: dict[int, Kept] = {}
 
     @abstractmethod
     def matrix_shape(self, name: str) -> tuple[int, ...]:
         """The shape of ``W_enc`` or ``W_dec`` when it is one tensor."""
 
     def __setattr__(self, name: str, value: Any) -> None:
+        if name == "W_enc":
+            self._kept.clear()
         if name in ("W_enc", "W_dec") and isinstance(value, Tensor) and name not in self._parameters:
             # What was lazy becomes a tensor in memory.
             self.check_assignment(name, torch.empty(self.matrix_shape(name), device="meta"), value)
@@ -49,6 +55,7 @@ class LazyModule(FrozenModule):
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LazyModule:
         super()._apply(fn, recurse)
+        self._kept.clear()
         for stores in self._mapped.values():
             for store in stores:
                 store.apply(fn)
@@ -161,6 +168,19 @@ class Transcoders(LazyModule):
     @abstractmethod
     def dtype(self) -> torch.dtype: ...
 
+    def kept(self, layer: int) -> Kept:
+        """What is kept of the encoder of a layer from one encoding to the next: a coarse copy if those of all layers are small."""
+        if layer not in self._kept:
+            weights = sum(self.n_features(each) for each in self.layers) * self.d_model
+            share = psutil.virtual_memory().total // MEMORY_FOR_COPIES
+            self._kept[layer] = Kept(may_copy=weights * torch.bfloat16.itemsize <= share)
+        return self._kept[layer]
+
+    @property
+    def coarse_bytes(self) -> int:
+        """What the coarse copies of encoders take that are kept."""
+        return sum(kept.n_bytes for kept in self._kept.values())
+
     # ---- the engine's interface
 
     @torch.no_grad()
@@ -179,6 +199,7 @@ class Transcoders(LazyModule):
             self.router(layer),
             layer=layer,
             block_bytes=encoding.BLOCK_BYTES,
+            kept=self.kept(layer),
         )
 
     @torch.no_grad()

@@ -12,7 +12,9 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuit_tracer.errors import InputError, NumericalError
-from circuit_tracer.transcoders.activations import Activation, Selected
+from circuit_tracer.kernels.encode import above_cuts, k_largest
+from circuit_tracer.kernels.encode.kept import Kept
+from circuit_tracer.transcoders.activations import Activation, JumpReLU, ReLU, Selected, TopK
 from circuit_tracer.transcoders.router import Router
 from circuit_tracer.transcoders.weight_rows import WeightRows
 
@@ -28,10 +30,12 @@ def encode_in_blocks(
     *,
     layer: int,
     block_bytes: int = BLOCK_BYTES,
+    kept: Kept | None = None,
 ) -> Selected:
     """Active entries of activation(x @ W_enc.T + b_enc), sorted by (position, index); with a router, of its factor times these.
 
-    Computes in float32, or float64 when ``x_PD`` or the weights are. Costs 2 P F D FLOP and one reading of the encoder.
+    Computes in float32, or float64 when ``x_PD`` or the weights are. Costs 2 P F D FLOP and one reading of the encoder. What
+    float32's own rounding would leave open on a CPU is decided by exact sums (kernels/encode/README.md). kept: of this encoder.
     Raises InputError for a wrong shape, NumericalError (naming the layer and the place) for NaN or infinity.
     """
     n_features, d_model = encoder.shape
@@ -46,6 +50,10 @@ def encode_in_blocks(
     if n_features == 0:  # a layer without a transcoder
         nothing = torch.empty(0, dtype=torch.int64, device=x_PD.device)
         return nothing, nothing, x_PD.new_empty(0)
+    if router is None and compute is torch.float32:
+        settled = _settled(x_PD, encoder, bias_F, activation, kept or Kept(may_copy=False))
+        if settled is not None:
+            return settled
     block = features_per_block(x_PD.shape[0], d_model, compute, block_bytes)
     selector, routed = activation.selector(), None if router is None else router.route(x_PD)
     for start in range(0, n_features, block):
@@ -57,9 +65,43 @@ def encode_in_blocks(
     return selector.finish()
 
 
+def _settled(x_PD: Tensor, encoder: WeightRows, bias_F: Tensor, activation: Activation, kept: Kept) -> Selected | None:
+    """The same of float32 weights in memory on a CPU; None for others, and where something may not be finite."""
+    devices = {x_PD.device.type, encoder.device.type, bias_F.device.type}
+    if encoder.dtype is not torch.float32 or devices != {"cpu"} or not x_PD.numel():
+        return None
+    weights = kept.of(encoder.block(0, encoder.shape[0]), len(x_PD))
+    rows = weights.rows(x_PD, bias_F)
+    if not rows.largest * weights.largest + weights.largest_bias(bias_F) < torch.finfo(torch.float32).max:
+        return None
+    if isinstance(activation, TopK):
+        found = k_largest(rows, weights, activation.k)
+        if found is None or not activation.nonnegative:
+            return found
+        position, index, value = found
+        active = value > 0
+        return position[active], index[active], value[active]
+    if not isinstance(activation, ReLU | JumpReLU):
+        return None
+    if isinstance(activation, ReLU):
+        return above_cuts(rows, weights, weights.zero_F)
+    threshold, n_features = activation.threshold, encoder.shape[0]
+    position, index, value = above_cuts(rows, weights, rounded_down(threshold).expand(n_features))
+    active = value != 0
+    return position[active], index[active], value[active]
+
+
 def features_per_block(n_positions: int, d_model: int, dtype: torch.dtype, block_bytes: int) -> int:
     """Features whose pre-activations (P each) and whose encoder rows (D each) both fit into ``block_bytes``."""
     return max(1, block_bytes // (dtype.itemsize * max(n_positions, d_model, 1)))
+
+
+def rounded_down(threshold: Tensor) -> Tensor:
+    """The largest float32 not above a threshold: what float32 numbers are above, they are above the threshold."""
+    rounded = threshold.float()
+    if threshold.dtype is torch.float32:
+        return rounded
+    return torch.where(rounded > threshold, torch.nextafter(rounded, rounded.new_tensor(-torch.inf)), rounded)
 
 
 def _require_finite_input(x_PD: Tensor, layer: int) -> None:

@@ -153,7 +153,12 @@ class SingleLayerTranscoder(LazyModule):
     def encode_positions(self, x_PD: Tensor) -> Selected:
         """(position, index, value) of what is active, as `Transcoders.encode_positions`."""
         return encoding.encode_in_blocks(
-            x_PD.detach(), self.encoder, self.b_enc, self.activation_function, self.router, layer=self.layer_idx
+            x_PD.detach(),
+            self.encoder,
+            self.b_enc,
+            self.activation_function,
+            self.router,
+            layer=self.layer_idx,
         )
 
     @torch.no_grad()

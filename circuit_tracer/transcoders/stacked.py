@@ -80,6 +80,10 @@ class Stacked(Transcoders):
         return found
 
     @property
+    def coarse_bytes(self) -> int:
+        return sum(each.coarse_bytes for each in self._each())
+
+    @property
     def sections(self) -> tuple[tuple[str, int], ...]:
         return tuple((part.name, part.first) for part in self.stack())
 

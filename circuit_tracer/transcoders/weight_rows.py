@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.files.checksums import verified, verify_rows
+from circuit_tracer.files.tensors import release_pages
 
 
 class WeightRows(Protocol):
@@ -70,8 +71,9 @@ class MappedRows:
     """Rows of a tensor mapped from a file, handed out on ``device`` in ``dtype`` (default: as stored).
 
     Any view of a mapped tensor will do (transposed, or sliced along T): only the pages touched are read. Rows asked
-    for twice are read once, in ascending order, which is what a disk likes. Of a file with checksums, what is read for the
-    first time is compared with them.
+    for twice are read once, in ascending order, which is what a disk likes, and their pages are let go of: a process whose rows
+    are from all over a dictionary would soon hold all of it. Of a file with checksums, what is read for the first time is
+    compared with them.
     """
 
     def __init__(self, mapped: Tensor, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> None:
@@ -104,6 +106,7 @@ class MappedRows:
         unique, place = torch.unique(index.cpu(), return_inverse=True)
         verify_rows(view, unique)
         rows = view.index_select(0, unique).to(self._example)
+        release_pages(view)
         if torch.equal(place, torch.arange(unique.numel())):
             return rows
         return rows.index_select(0, place.to(rows.device))

@@ -21,7 +21,7 @@ from circuit_tracer.kernels.attend_back.recomputed import (
 )
 from circuit_tracer.kernels.attend_back.scores import Scores
 from circuit_tracer.kernels.device import on_gpu
-from circuit_tracer.kernels.product import in_steps, product
+from circuit_tracer.kernels.product import add_product_, in_steps, product
 
 __all__ = [
     "BYTES_IN_FLIGHT",
@@ -65,10 +65,10 @@ def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD
         flat = rows.view(count * n_pos, d_model)
         z = product(flat, output_DO).view(count, n_pos, n_kv, groups, d_head)
         z = z.permute(2, 3, 1, 0, 4).reshape(n_kv, groups * n_pos, count * d_head)
-        mixed = flat.new_zeros(in_steps(len(flat)), n_kv * d_head)[: len(flat)]
+        mixed = flat.new_empty(in_steps(len(flat)), n_kv * d_head)[: len(flat)]
         by_row = torch.bmm(pattern, z).view(n_kv, n_pos, count, d_head)
         mixed.view(count, n_pos, n_kv, d_head).copy_(by_row.permute(2, 1, 0, 3))
-        flat += product(mixed, value_VD)
+        add_product_(flat, mixed, value_VD)
     return None
 
 
@@ -102,4 +102,4 @@ def attend_back_several_(
         z = z.permute(0, 2, 3, 1, 4).reshape(count * n_kv, groups * n_pos, d_head)
         pattern = pattern_BHPP.index_select(0, prompt).view(count * n_kv, groups * n_pos, n_pos)
         mixed = torch.bmm(pattern.transpose(1, 2), z).view(count, n_kv, n_pos, d_head)
-        flat += product(mixed.transpose(1, 2).reshape(count * n_pos, n_kv * d_head), value_VD)
+        add_product_(flat, mixed.transpose(1, 2).reshape(count * n_pos, n_kv * d_head), value_VD)

@@ -1,8 +1,8 @@
 """`attend_back_` and `attend_back_recomputed_` with Triton kernels, for CUDA tensors (derivation and costs: README.md).
 
-Projections are matrix products of torch. The sum over queries is one kernel, for a stored pattern and for a strip of keys of
-one made anew. Each element has one program: no atomics, two runs are bitwise equal. Written from the description in README.md;
-no other implementation served as a model.
+Projections of float32 rows are a kernel (`projections.py`), others matrix products of torch. The sum over queries is one
+kernel, for a stored pattern and for a strip of keys of one made anew. Each element has one program: no atomics, two runs are
+bitwise equal. Written from the description in README.md; no other implementation served as a model.
 
 Letters: T rows in flight, P positions, D d_model, H heads, K key/value heads, d d_head, O = H * d, V = K * d,
 Q queries and S keys of a strip.
@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circuit_tracer.kernels.attend_back import BYTES_IN_FLIGHT_ON_GPU
+from circuit_tracer.kernels.attend_back.projections import project_
 from circuit_tracer.kernels.attend_back.scores import Scores
 from circuit_tracer.kernels.launch import (
     BLOCK_SUMMED,
@@ -30,6 +31,7 @@ from circuit_tracer.kernels.launch import (
     require_rows,
     settled,
     tuned,
+    unspecialized,
 )
 
 STRIP_BYTES = 2**26  # of a pattern made anew
@@ -43,7 +45,7 @@ def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD
     n_pos, d_head = g_TPD.shape[1], output_DO.shape[1] // pattern_HPP.shape[0]
     for rows, z_TPO, mixed_TPV in _projected(g_TPD, output_DO, value_VD):
         _mix_op(mixed_TPV, pattern_HPP, z_TPO, 0, n_pos, 0, n_pos, d_head)
-        rows.view(-1, g_TPD.shape[2]).addmm_(mixed_TPV.flatten(0, 1), value_VD)
+        _add_(rows, mixed_TPV, value_VD)
 
 
 def attend_back_recomputed_(g_TPD: Tensor, scores: Scores, output_DO: Tensor, value_VD: Tensor) -> None:
@@ -61,7 +63,7 @@ def attend_back_recomputed_(g_TPD: Tensor, scores: Scores, output_DO: Tensor, va
             strip_HQS = g_TPD.new_empty(scores.n_heads, last - first, stop - start)
             pattern_(strip_HQS, scores, start, first)
             _mix_op(mixed_TPV, strip_HQS, z_TPO, start, stop - start, first, last, d_head)
-        rows.view(-1, g_TPD.shape[2]).addmm_(mixed_TPV.flatten(0, 1), value_VD)
+        _add_(rows, mixed_TPV, value_VD)
 
 
 def pattern_(strip_HQS: Tensor, scores: Scores, first_key: int, first_query: int) -> None:
@@ -88,8 +90,21 @@ def _projected(g_TPD: Tensor, output_DO: Tensor, value_VD: Tensor) -> Iterator[t
     n_out, n_value = output_DO.shape[1], value_VD.shape[0]
     step = max(1, BYTES_IN_FLIGHT_ON_GPU // max(1, n_pos * (n_out + n_value) * g_TPD.element_size()))
     for rows in g_TPD.split(step):
-        z_TPO = (rows.view(-1, d_model) @ output_DO).view(-1, n_pos, n_out)
+        z_TPO = rows.new_empty(len(rows), n_pos, n_out)
+        if rows.dtype is torch.float32:
+            project_(z_TPO.view(-1, n_out), rows.view(-1, d_model), output_DO)
+        else:
+            torch.mm(rows.view(-1, d_model), output_DO, out=z_TPO.view(-1, n_out))
         yield rows, z_TPO, rows.new_empty(len(rows), n_pos, n_value)
+
+
+def _add_(rows_TPD: Tensor, mixed_TPV: Tensor, value_VD: Tensor) -> None:
+    """rows += what the heads hand back, projected."""
+    rows_nD, mixed_nV = rows_TPD.view(-1, rows_TPD.shape[2]), mixed_TPV.flatten(0, 1)
+    if rows_TPD.dtype is torch.float32:
+        project_(rows_nD, mixed_nV, value_VD, add=True)
+    else:
+        rows_nD.addmm_(mixed_nV, value_VD)
 
 
 @torch.library.custom_op("circuit_tracer_kernels::attend_back_mix", mutates_args=("mixed_TPV",))
@@ -131,22 +146,21 @@ def _mix_op(
         z_TPO.stride(1),
         PRODUCT=kind,
         TYPE=accumulator(z_TPO.dtype),
+        OFFSET=tl.int64 if (MOST_COLUMNS // d_head + 2) * z_TPO.stride(0) >= 2**31 else tl.int32,
         BLOCK_Q=BLOCK_SUMMED[kind],
     )
 
 
-# The last one for the reason given in `kernels/encode/triton.py`.
+MOST_COLUMNS = 128  # of a tile
 CONFIGS = [
-    triton.Config({"BLOCK_K": 64, "BLOCK_C": 128}, num_warps=4, num_stages=3),
-    triton.Config({"BLOCK_K": 64, "BLOCK_C": 128}, num_warps=4, num_stages=4),
-    triton.Config({"BLOCK_K": 128, "BLOCK_C": 128}, num_warps=8, num_stages=3),
-    triton.Config({"BLOCK_K": 64, "BLOCK_C": 256}, num_warps=8, num_stages=3),
-    triton.Config({"BLOCK_K": 64, "BLOCK_C": 128}, num_warps=8, num_stages=3),
+    triton.Config({"BLOCK_K": 64, "BLOCK_C": 64}, num_warps=4, num_stages=3),
+    triton.Config({"BLOCK_K": 64, "BLOCK_C": MOST_COLUMNS}, num_warps=8, num_stages=3),
+    triton.Config({"BLOCK_K": 128, "BLOCK_C": 64}, num_warps=8, num_stages=3),
 ]
 
 
-@tuned(CONFIGS, triton.Config({"BLOCK_K": 16, "BLOCK_C": 32}), key=["d_head"])
-@kernel
+@tuned(CONFIGS, triton.Config({"BLOCK_K": 16, "BLOCK_C": 32}), key=["d_head"], sizes=["n_columns"])
+@unspecialized("first_key", "first_query", "last_query")
 def _mix(
     mixed: tl.tensor,
     pattern: tl.tensor,
@@ -167,36 +181,42 @@ def _mix(
     z_position: tl.tensor,
     PRODUCT: tl.constexpr,
     TYPE: tl.constexpr,
+    OFFSET: tl.constexpr,
     BLOCK_K: tl.constexpr,
     BLOCK_C: tl.constexpr,
     BLOCK_Q: tl.constexpr,
 ) -> None:
     # columns (row, element of the head) run fastest: programs next to each other read the same part of the pattern
-    column = tl.program_id(0) * BLOCK_C + tl.arange(0, BLOCK_C)
-    row, element = (column // d_head).to(tl.int64), column % d_head
-    key = tl.program_id(1) * BLOCK_K + tl.arange(0, BLOCK_K)
+    first = tl.program_id(0) * BLOCK_C
+    column = first + tl.arange(0, BLOCK_C)
+    first_row = first // d_head
+    row, element = (column // d_head - first_row).to(OFFSET), column % d_head
+    first_of_tile, k = tl.program_id(1) * BLOCK_K, tl.arange(0, BLOCK_K)
     kv_head = tl.program_id(2).to(tl.int64)
-    live_column, live_key = column < n_columns, key < n_keys
+    live_column, live_key = column < n_columns, first_of_tile + k < n_keys
+    q = tl.arange(0, BLOCK_Q)
+    pattern += first_of_tile.to(tl.int64) * pattern_key
+    z += first_row.to(tl.int64) * z_row
+    of_pattern = k[:, None] * pattern_key + q[None, :] * pattern_query
+    of_z = (row * z_row + element)[None, :] + q[:, None] * z_position
     total = tl.full((BLOCK_K, BLOCK_C), 0, TYPE)
     rest = tl.full((BLOCK_K, BLOCK_C), 0, TYPE)
     # no query before its key: the pattern is zero there
-    begin = tl.maximum(first_query, first_key + tl.program_id(1) * BLOCK_K)
+    begin = tl.maximum(first_query, first_key + first_of_tile)
     for group in range(groups):
         head = kv_head * groups + group
         for at in tl.range(begin, last_query, BLOCK_Q):
-            query = at + tl.arange(0, BLOCK_Q)
-            live = query < last_query
-            place = pattern + head * pattern_head + key.to(tl.int64)[:, None] * pattern_key
-            place += (query - first_query).to(tl.int64)[None, :] * pattern_query
-            left = tl.load(place, mask=live_key[:, None] & live[None, :], other=0)
-            place = z + row[None, :] * z_row + query.to(tl.int64)[:, None] * z_position
-            place += head * d_head + element[None, :]
-            right = tl.load(place, mask=live[:, None] & live_column[None, :], other=0)
+            live = at + q < last_query
+            place = pattern + head * pattern_head + tl.cast(at - first_query, tl.int64) * pattern_query
+            left = tl.load(place + of_pattern, mask=live_key[:, None] & live[None, :], other=0)
+            place = z + head * d_head + tl.cast(at, tl.int64) * z_position
+            right = tl.load(place + of_z, mask=live[:, None] & live_column[None, :], other=0)
             total, rest = dot(left, right, total, rest, PRODUCT)
     total = settled(total, rest, PRODUCT)
-    place = mixed + row[None, :] * mixed_row + (first_key + key).to(tl.int64)[:, None] * mixed_position
-    place += kv_head * d_head + element[None, :]
-    tl.store(place, total, mask=live_key[:, None] & live_column[None, :])
+    place = mixed + first_row.to(tl.int64) * mixed_row + tl.cast(first_key + first_of_tile, tl.int64) * mixed_position
+    place += kv_head * d_head
+    of_mixed = (row * mixed_row + element)[None, :] + k[:, None] * mixed_position
+    tl.store(place + of_mixed, total, mask=live_key[:, None] & live_column[None, :])
 
 
 @torch.library.custom_op("circuit_tracer_kernels::attend_back_pattern", mutates_args=("strip_HQS",))
@@ -248,7 +268,7 @@ def _pattern_op(
     )
 
 
-@kernel
+@unspecialized("first_key", "first_query", "n_queries")
 def _pattern(
     strip: tl.tensor,
     query: tl.tensor,

@@ -34,7 +34,7 @@ def contract_(
         g_TPD: (T, P, D).
         source_nD: (n, D), sorted by position.
         source_ptr: P + 1 offsets into it (more are ignored: rows that never reach later positions need not look at them).
-        column: First column of each position.
+        column: First column of each position, in ascending order.
     """
     if g_TPD.shape[0] == 0:
         return None
@@ -43,17 +43,28 @@ def contract_(
 
         return triton.contract_(out_TN, g_TPD, source_nD, source_ptr, column)
     few = out_TN.shape[0] <= FEW_ROWS
-    # the views of all positions are made at once: with few sources at each, making them takes as long as the products
-    for g_TD, column_p, start, stop in zip(g_TPD.unbind(1), column, source_ptr, source_ptr[1:], strict=False):
-        if stop == start:
+    counts = [stop - start for start, stop in zip(source_ptr, source_ptr[1 : g_TPD.shape[1] + 1], strict=False)]
+    sources = source_nD[source_ptr[0] : source_ptr[len(counts)]].split_with_sizes(counts)
+    for g_TD, out_Tn, source in zip(g_TPD.unbind(1), _columns(out_TN, column, counts), sources, strict=False):
+        if not out_Tn.shape[1]:
             continue
-        out_Tn, source = out_TN.narrow(1, column_p, stop - start), source_nD.narrow(0, start, stop - start)
         if not few:
             out_Tn.addmm_(g_TD, source.T)
             continue
         for out_n, g_D in zip(out_Tn.unbind(), g_TD.unbind(), strict=True):
             out_n.addmv_(source, g_D)
     return None
+
+
+def _columns(out_TN: Tensor, column: Sequence[int], counts: Sequence[int]) -> Sequence[Tensor]:
+    """The columns of each position, all views at once: with few sources at each, one by one they take as long as products."""
+    sizes, end = [], 0
+    for first, count in zip(column, counts, strict=False):
+        first = first if count else end
+        sizes += [first - end, count]
+        end = first + count
+    views: Sequence[Tensor] = out_TN.split_with_sizes([*sizes, out_TN.shape[1] - end], 1)[1::2]
+    return views
 
 
 def contract_each(g_TPD: Tensor, source_PD: Tensor) -> Tensor:

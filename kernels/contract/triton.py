@@ -18,7 +18,16 @@ import triton.language as tl
 from torch import Tensor
 
 from circuit_tracer.kernels.contract.addressed import AddressedRows
-from circuit_tracer.kernels.launch import BLOCK_SUMMED, accumulator, dot, kernel, product, require_rows, settled, tuned
+from circuit_tracer.kernels.launch import (
+    BLOCK_SUMMED,
+    accumulator,
+    dot,
+    product,
+    require_rows,
+    settled,
+    tuned,
+    unspecialized,
+)
 
 VECTOR_BYTES = 16  # what one thread reads at once
 # Columns from which offsets within a tile, of 128 rows at most, do not fit 32 bits; those of 64 take twice the registers.
@@ -114,13 +123,19 @@ def addresses(tables: Sequence[Tensor], table: Tensor, row: Tensor) -> tuple[Ten
 CONFIGS = [
     triton.Config({"BLOCK_T": 64, "BLOCK_N": 64}, num_warps=4, num_stages=3),
     triton.Config({"BLOCK_T": 64, "BLOCK_N": 64}, num_warps=4, num_stages=5),
-    triton.Config({"BLOCK_T": 128, "BLOCK_N": 64}, num_warps=4, num_stages=3),
-    triton.Config({"BLOCK_T": 128, "BLOCK_N": 128}, num_warps=8, num_stages=3),
+    triton.Config({"BLOCK_T": 128, "BLOCK_N": 64}, num_warps=8, num_stages=3),
+    triton.Config({"BLOCK_T": 64, "BLOCK_N": 128}, num_warps=8, num_stages=3),
 ]
 
 
-@tuned(CONFIGS, triton.Config({"BLOCK_T": 16, "BLOCK_N": 16}), key=["width", "ADDRESSED"], adds_to=["out"])
-@kernel
+@tuned(
+    CONFIGS,
+    triton.Config({"BLOCK_T": 16, "BLOCK_N": 16}),
+    key=["width", "ADDRESSED"],
+    sizes=["n_rows"],
+    adds_to=["out"],
+)
+@unspecialized("n_rows", "out_stride")
 def _contract(
     out: tl.tensor,
     g: tl.tensor,

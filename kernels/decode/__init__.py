@@ -7,18 +7,14 @@ Letters: B tokens, F features, C columns (all targets of a source, side by side)
 
 from __future__ import annotations
 
-import torch
-from torch import Tensor
-from torch.nn import functional
+from collections.abc import Sequence
 
-from circuit_tracer.kernels.csr import csr
+from torch import Tensor
+
+from circuit_tracer.kernels.decode import columns
+from circuit_tracer.kernels.decode.columns import Written
 from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.sparse_activations import SparseActivations
-
-# Columns read at a time on a CPU: all rows of so narrow a slice stay in its cache while every entry reads from it.
-CHUNK_BYTES = 3 * 2**19
-MIN_CHUNK = 128
-GATHERED_BYTES = 128 * 2**20
 
 
 def decode_(out_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> None:
@@ -30,6 +26,7 @@ def decode_(out_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> No
         weight_FC: (F, C) of any floating dtype.
 
     Examples:
+        >>> import torch
         >>> from circuit_tracer.kernels.decode import decode_
         >>> from circuit_tracer.kernels.sparse_activations import SparseActivations
         >>> token, feature, value = torch.tensor([0, 1]), torch.tensor([2, 0]), torch.tensor([1.0, 3.0])
@@ -39,16 +36,24 @@ def decode_(out_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> No
         >>> out.tolist()
         [[0.0, 0.0, 1.0], [3.0, 0.0, 0.0]]
     """
+    decode_sources_(out_BC, [Written(entries, weight_FC, 0)])
+
+
+def decode_sources_(out_BC: Tensor, sources: Sequence[Written]) -> None:
+    """`decode_` of several sources, in their order, each to columns of its own: on a CPU each part of out is written once.
+
+    Args:
+        out_BC: (B, C) float32 or float64, may be a column slice; products accumulate in its dtype.
+        sources: Entries of tokens and features, weights (F, c) of any floating dtype, and where their columns begin in out.
+    """
     if on_gpu(out_BC):
         from circuit_tracer.kernels.decode import triton
 
-        return triton.decode_(out_BC, entries, weight_FC)
-    if not entries.feature.shape[0]:
-        return None
-    value = entries.value.to(out_BC.dtype)
-    for columns in _chunks(weight_FC):
-        out_BC[:, columns] += _sums(entries.feature, weight_FC[:, columns].to(out_BC.dtype), entries.row_ptr, value)
-    return None
+        for one in sources:
+            part_Bc = out_BC[:, one.start : one.start + one.weight_FC.shape[1]]
+            triton.decode_(part_Bc, one.entries, one.weight_FC)
+    else:
+        columns.decode_(out_BC, sources)
 
 
 def value_gradients(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
@@ -66,15 +71,7 @@ def value_gradients(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tens
         from circuit_tracer.kernels.decode import triton
 
         return triton.value_gradients(grad_BC, entries, weight_FC)
-    if not entries.feature.shape[0]:
-        return grad_BC.new_zeros(0)
-    if grad_BC.device.type != "cpu":
-        return _gathered_dots(grad_BC, entries, weight_FC)
-    shape = (entries.n_rows, entries.n_features)
-    dots = csr(entries.row_ptr, entries.feature, torch.zeros_like(entries.value, dtype=grad_BC.dtype), shape)
-    for columns in _chunks(weight_FC):
-        dots = torch.sparse.sampled_addmm(dots, grad_BC[:, columns], weight_FC[:, columns].to(grad_BC.dtype).T)
-    return dots.values()
+    return columns.value_gradients(grad_BC, entries, weight_FC)
 
 
 def weight_gradients(
@@ -101,14 +98,7 @@ def weight_gradients(
         return triton.weight_gradients(grad_BC, entries, start, stop, out_nC)
     if out_nC is None:
         out_nC = grad_BC.new_empty(stop - start, grad_BC.shape[1])
-    columns = entries.columns
-    first, last = int(columns.feature_ptr[start]), int(columns.feature_ptr[stop])
-    if first == last:
-        return out_nC.zero_()
-    row, feature_ptr = columns.row[first:last], columns.feature_ptr[start : stop + 1] - first
-    value = entries.value[columns.entry[first:last]].to(grad_BC.dtype)
-    for chunk in _chunks(grad_BC):
-        out_nC[:, chunk] = _sums(row, grad_BC[:, chunk], feature_ptr, value)
+    columns.weight_gradients(grad_BC, entries, start, stop, out_nC)
     return out_nC
 
 
@@ -149,29 +139,3 @@ def value_sums(entries: SparseActivations) -> Tensor:
     if on_gpu(entries.value):
         return weight_gradients(entries.value.new_ones(entries.n_rows, 1), entries, 0, entries.n_features)[:, 0]
     return entries.value.new_zeros(entries.n_features).index_add_(0, entries.feature, entries.value)
-
-
-def _sums(index_n: Tensor, rows_RC: Tensor, pointer: Tensor, value_n: Tensor) -> Tensor:
-    """Sums of value * rows[index] over the entries between one pointer and the next."""
-    return functional.embedding_bag(
-        index_n, rows_RC, pointer, per_sample_weights=value_n, mode="sum", include_last_offset=True
-    )
-
-
-def _chunks(rows_RC: Tensor) -> list[slice]:
-    """Column slices of the rows that are read: narrow on a CPU, all at once elsewhere."""
-    n_rows, n_columns = rows_RC.shape
-    width = max(MIN_CHUNK, CHUNK_BYTES // max(1, n_rows * rows_RC.element_size()))
-    if rows_RC.device.type != "cpu":
-        width = max(1, n_columns)
-    return [slice(start, min(start + width, n_columns)) for start in range(0, n_columns, width)]
-
-
-def _gathered_dots(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
-    """The same by gathering both sides, a block of entries at a time."""
-    step = max(1, GATHERED_BYTES // max(1, grad_BC.shape[1] * grad_BC.element_size()))
-    parts = [
-        (grad_BC[row] * weight_FC[feature].to(grad_BC.dtype)).sum(1)
-        for row, feature in zip(entries.row.split(step), entries.feature.split(step), strict=True)
-    ]
-    return torch.cat(parts)

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circuit_tracer.kernels.decode.segments import Segments
-from circuit_tracer.kernels.launch import FUSED, INTERPRETED, accumulator, kernel, require_rows, tuned
+from circuit_tracer.kernels.launch import FUSED, INTERPRETED, accumulator, require_rows, tuned, unspecialized
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 BLOCK_N = 8  # entries whose rows are read at once
@@ -81,7 +81,7 @@ GRADIENT_CONFIGS = [triton.Config({"STAGES": stages}, num_warps=4) for stages in
 
 # Tuned once for widths of like size: a cross-layer transcoder has one for each of its layers.
 @tuned(DECODE_CONFIGS, triton.Config({"BLOCK_C": 256}), key=["width_class"], adds_to=["out"])
-@kernel
+@unspecialized("width_class")
 def _decode(
     out: tl.tensor,
     row_ptr: tl.tensor,
@@ -218,7 +218,7 @@ def _(out_nC: Tensor, grad_BC: Tensor, weight_FC: Tensor | None, value: Tensor, 
 
 
 @tuned(GRADIENT_CONFIGS, triton.Config({"STAGES": 1}), key=["width_class"])
-@kernel
+@unspecialized("n_entries", "n_features", "start", "width_class")
 def _gradients_of_items(
     d_value: tl.tensor,
     d_weight: tl.tensor,
@@ -281,7 +281,7 @@ def _gradients_of_items(
                 tl.store(d_weight + f * out_stride + columns, row_sum, mask=inside)
 
 
-@kernel
+@unspecialized("n_features")
 def _sum_of_chunks(
     d_weight: tl.tensor,
     workspace: tl.tensor,

@@ -14,7 +14,16 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from circuit_tracer.kernels.launch import BLOCK_SUMMED, INTERPRETED, accumulator, dot, kernel, product, settled, tuned
+from circuit_tracer.kernels.launch import (
+    BLOCK_SUMMED,
+    INTERPRETED,
+    accumulator,
+    dot,
+    product,
+    settled,
+    tuned,
+    unspecialized,
+)
 from circuit_tracer.kernels.sparse_activations import SparseActivations, largest_of_rows
 
 BLOCK_F = 16 if INTERPRETED else 128
@@ -179,7 +188,7 @@ def _place_op(
     )
 
 
-@kernel
+@unspecialized("room", "n_tiles")
 def _place(
     feature: tl.tensor,
     value: tl.tensor,
@@ -272,19 +281,19 @@ def _launch(
 
 
 # Both uses share a configuration, so that they sum alike: the second finds what the first has bounded.
-# Of float32 by float32 (tf32x3), accumulators and halves of operands fill the registers of sm_80: the last configuration, a
-# small block for many warps, spills none there.
+# Two accumulators or halves of operands fill the registers of four warps on sm_80, and on sm_100 the entries of one do: those
+# configurations spill and are not tried there. The last one, a small block for many warps, spills nowhere.
 CONFIGS = [
     triton.Config({"BLOCK_B": 128}, num_warps=8, num_stages=3),
     triton.Config({"BLOCK_B": 128}, num_warps=8, num_stages=4),
     triton.Config({"BLOCK_B": 64}, num_warps=4, num_stages=3),
-    triton.Config({"BLOCK_B": 64}, num_warps=4, num_stages=4),
+    # not with four stages: on sm_80 there is no shared memory then for a second program
     triton.Config({"BLOCK_B": 64}, num_warps=8, num_stages=3),
 ]
 
 
-@tuned(CONFIGS, triton.Config({"BLOCK_B": 16}), key=["width", "n_features"], counts_in=["used"])
-@kernel
+@tuned(CONFIGS, triton.Config({"BLOCK_B": 16}), key=["width", "n_features"], sizes=["n_rows"], counts_in=["used"])
+@unspecialized("room", "first_row", "n_rows")
 def _encode(
     value: tl.tensor,
     feature: tl.tensor,

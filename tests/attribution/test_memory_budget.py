@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
 import re
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -13,12 +13,14 @@ import torch
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from test_invariance import CASES, assert_same
+from torch import Tensor
 
 from circuit_tracer.attribution import expansion, memory, plan, trace
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.decoder_rows import DecoderRows
 from circuit_tracer.attribution.memory import free_bytes, is_out_of_memory
 from circuit_tracer.attribution.plan import MemoryPlan
+from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.reference import reference_graph
 from circuit_tracer.attribution.sweep import EdgeBlock, Sweep
 from circuit_tracer.attribution.trace_sizes import TraceSizes
@@ -105,19 +107,17 @@ def fits(work: TraceSizes, memory: int) -> bool:
         return False
 
 
-def fails(times: int, log: list[int], error: BaseException) -> Any:
-    """A `Sweep.blocks` whose every second block fails so many times, as an allocation does."""
-    whole, left = Sweep.blocks, [times]
+def failing(times: int, error: BaseException) -> Any:
+    """A `Sweep.block` of which every second call fails, as an allocation does, so many times."""
+    whole, calls = Sweep.block, itertools.count(1)
 
-    def blocks(sweep: Sweep, targets: Any, block_rows: int, wanted: Any) -> Iterator[EdgeBlock]:
-        log.append(block_rows)
-        for number, block in enumerate(whole(sweep, targets, block_rows, wanted)):
-            if number == 1 and left[0]:
-                left[0] -= 1
-                raise error
-            yield block
+    def block(sweep: Sweep, targets: ReadOut, rows: Tensor) -> EdgeBlock:
+        number = next(calls)
+        if number % 2 == 0 and number <= 2 * times:
+            raise error
+        return whole(sweep, targets, rows)
 
-    return blocks
+    return block
 
 
 @each_case
@@ -133,14 +133,17 @@ def fails(times: int, log: list[int], error: BaseException) -> Any:
 def test_a_failed_allocation_halves_the_rows_and_loses_none(
     case: Case, error: BaseException, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    model, tried, added = build(case), [], []
+    model, added, tried = build(case), [], []
     expected = attribute(IDS, model, max_feature_nodes=30)
-    monkeypatch.setattr(Sweep, "blocks", fails(3, tried, error))
-    add = expansion.FinishedRows.add
+    monkeypatch.setattr(Sweep, "block", failing(3, error))
+    add, split = expansion.FinishedRows.add, Sweep.split
     monkeypatch.setattr(
-        expansion.FinishedRows, "add", lambda store, block, row: added.extend(row.tolist()) or add(store, block, row)
+        expansion.FinishedRows, "add", lambda store, block: added.extend(block.row.tolist()) or add(store, block)
     )
-    with pytest.warns(UserWarning, match="an allocation failed"):
+    monkeypatch.setattr(
+        Sweep, "split", lambda sweep, targets, rows, *more: tried.append(rows) or split(sweep, targets, rows, *more)
+    )
+    with pytest.warns(UserWarning, match=r"an allocation failed; going on with \d rows in flight"):
         found = attribute(IDS, model, max_feature_nodes=30, batch_size=8)
     assert_same(found, expected)
     assert len(set(added)) == len(added)

@@ -12,6 +12,7 @@ from typing import cast
 import pytest
 
 from circuit_tracer.attribution.expansion import Expansion
+from circuit_tracer.cli import frame
 from circuit_tracer.cli.main import COMMANDS
 from circuit_tracer.errors import FileFormatError
 from tests.support.command import Folders, Run
@@ -42,6 +43,18 @@ def test_help_shows_commands_by_group_and_option_names_whole(run: Run) -> None:
         row.name for row in COMMANDS
     ]
     assert "-o, --output, --graph-output-path <path>\n" in run("attribute", "--help").out
+
+
+def test_help_says_of_each_command_what_it_says_itself_without_importing_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    made = frame._Rows(COMMANDS)
+    own = {name: made[name].get_short_help_str(60) for name in made}
+    functions = [row for row in COMMANDS if not row.where.endswith(":app")]
+    monkeypatch.setattr(frame, "_command", lambda row: pytest.fail(f"{row.name} was made for the help of all"))
+    assert {row.name: frame._in_short(row, frame._Rows(COMMANDS), 60) for row in functions} == {
+        row.name: own[row.name] for row in functions
+    }
+    assert len(functions) > 20
+    assert all(own.values())
 
 
 def test_help_does_not_load_torch() -> None:

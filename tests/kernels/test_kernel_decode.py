@@ -10,9 +10,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from circuit_tracer.kernels.decode import _gathered_dots, decode_, gradients, value_gradients, weight_gradients
+from circuit_tracer.kernels.decode import (
+    Written,
+    decode_,
+    decode_sources_,
+    gradients,
+    value_gradients,
+    weight_gradients,
+)
 from circuit_tracer.kernels.decode import naive as specification
 from circuit_tracer.kernels.decode.cases import PATTERNS, draw
+from circuit_tracer.kernels.decode.columns import gathered_dots
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 Dtypes = tuple[torch.dtype, torch.dtype]
@@ -242,9 +250,43 @@ def test_a_token_does_not_depend_on_its_neighbours(dtypes: Dtypes) -> None:
 @each_dtype
 @pytest.mark.parametrize("columns", [1, 7, 64])
 def test_chunks_of_columns_change_nothing(dtypes: Dtypes, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuit_tracer.kernels.decode.MIN_CHUNK", columns)
-    monkeypatch.setattr("circuit_tracer.kernels.decode.CHUNK_BYTES", 1)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.MIN_CHUNK", columns)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.CHUNK_BYTES", 1)
     assert_specified(draw(9, 37, 123, dtypes), dtypes)
+
+
+@each_dtype
+def test_the_number_of_workers_changes_no_bit(dtypes: Dtypes, monkeypatch: pytest.MonkeyPatch) -> None:
+    for name, value in {"MIN_CHUNK": 7, "CHUNK_BYTES": 1, "LEAST_WORK": 0}.items():
+        monkeypatch.setattr(f"circuit_tracer.kernels.decode.columns.{name}", value)
+    out_BC, entries, weight_FC = problem = draw(63, 37, 123, dtypes)
+
+    def found(n_workers: int) -> list[Tensor]:
+        monkeypatch.setattr("circuit_tracer.kernels.decode.columns.workers_on", lambda device: n_workers)
+        return [decoded(problem), *gradients(out_BC, entries, weight_FC)]
+
+    one = found(1)
+    for n_workers in (2, 3):
+        assert all(torch.equal(*pair) for pair in zip(one, found(n_workers), strict=True))
+
+
+@each_dtype
+@pytest.mark.parametrize("columns", [7, 60, 64])
+def test_sources_together_give_what_they_give_one_after_the_other(
+    dtypes: Dtypes, columns: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each to columns of its own, whether chunks begin where theirs do or not; bitwise."""
+    out_BC, first, first_FC = draw(9, 37, 180, dtypes, seed=1)
+    _, second, second_FC = draw(9, 31, 120, dtypes, seed=2)
+    silent = first.keep(torch.zeros_like(first.feature, dtype=torch.bool))
+    expected, together_BC = out_BC.clone(), out_BC.clone()
+    decode_(expected, first, first_FC)
+    decode_(expected[:, 60:], second, second_FC)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.MIN_CHUNK", columns)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.CHUNK_BYTES", 1)
+    sources = [Written(first, first_FC, 0), Written(second, second_FC, 60), Written(silent, first_FC, 0)]
+    decode_sources_(together_BC, sources)
+    assert torch.equal(together_BC, expected)
 
 
 @each_dtype
@@ -254,8 +296,8 @@ def test_gathering_gives_the_same_dot_products(
     dtypes: Dtypes, pattern: str, bytes_at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The way of devices that have no sampled products."""
-    monkeypatch.setattr("circuit_tracer.kernels.decode.GATHERED_BYTES", bytes_at_a_time)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.GATHERED_BYTES", bytes_at_a_time)
     problem = draw(9, 37, 123, dtypes, pattern)
     expected = specification.value_gradients(*exact(problem))
     if len(expected):
-        assert_close(_gathered_dots(*problem), expected, TOLERANCE[dtypes])
+        assert_close(gathered_dots(*problem), expected, TOLERANCE[dtypes])

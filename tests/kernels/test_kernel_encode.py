@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +13,8 @@ from torch import Tensor
 from circuit_tracer.kernels.encode import encode
 from circuit_tracer.kernels.encode import naive as specification
 from circuit_tracer.kernels.encode.cases import draw
+from circuit_tracer.kernels.encode.kept import of_one_call
+from circuit_tracer.kernels.encode.scan import scan as coarse_scan
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 
 Problem = tuple[Tensor, Tensor, Tensor, Tensor]  # x_BD, weight_FD, bias_F, cut_F
@@ -217,11 +218,16 @@ def test_blocks_change_nothing(
 
 @pytest.fixture
 def scan(monkeypatch: pytest.MonkeyPatch) -> Callable[[Problem], SparseActivations]:
-    module = importlib.import_module("circuit_tracer.kernels.encode.scan")
-    monkeypatch.setattr(module, "_has_bfloat16_products", lambda: True)
+    monkeypatch.setattr("circuit_tracer.kernels.encode.coarse.pays", lambda: True)
+    monkeypatch.setattr("circuit_tracer.kernels.encode.kept.LEAST_WEIGHTS", 0)
 
     def run(problem: Problem) -> SparseActivations:
-        assert module.scan(*problem) is not None
+        x_BD, weight_FD, bias_F, cut_F = problem
+        weights = of_one_call(weight_FD, len(x_BD))
+        cuts, lifted_F = weights.cuts(cut_F, bias_F)
+        assert weights.coarse is not None
+        assert lifted_F is not None
+        assert coarse_scan(weights.rows(x_BD, bias_F), weights.coarse, cuts, lifted_F) is not None
         return encode(*problem)
 
     return run

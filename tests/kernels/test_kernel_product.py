@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import platform
+
 import pytest
 import torch
 from torch import Tensor
 
 from circuit_tracer.kernels import product as module
-from circuit_tracer.kernels.product import FEWEST_ROWS, STEP, in_steps, product
+from circuit_tracer.kernels.product import FEWEST_ROWS, STEP, add_product_, in_steps, product
 
 ROWS = [0, 1, FEWEST_ROWS - 1, FEWEST_ROWS, 3 * STEP, 3 * STEP + 1, 200]
+PREFERS_ONEDNN = module._prefers_onednn  # what the fixture replaces
+
+
+@pytest.fixture(autouse=True, params=["oneDNN", "torch"])
+def library(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    if request.param == "oneDNN" and not torch.backends.mkldnn.is_available():
+        pytest.skip("this torch has no oneDNN")
+    monkeypatch.setattr(module, "_prefers_onednn", lambda: request.param == "oneDNN")
 
 
 def drawn(*shape: int) -> Tensor:
@@ -22,6 +32,9 @@ def assert_is_product(x: Tensor, weight: Tensor) -> None:
     assert found.shape == expected.shape
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-12 if x.dtype == torch.float64 else 1e-4)
     assert torch.equal(x, before)
+    added = torch.ones_like(found)
+    add_product_(added, x, weight)
+    torch.testing.assert_close(added, found + 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
@@ -52,6 +65,23 @@ def test_gradients_pass() -> None:
     torch.testing.assert_close(x.grad, weight.sum(1).expand(100, -1), rtol=1e-4, atol=1e-4)
 
 
-def test_does_without_wide_vectors(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_has_wide_vectors", lambda: False)
-    assert_is_product(drawn(100, 72).float(), drawn(72, 80).float())
+@pytest.mark.parametrize(
+    ("maker", "expected"), [("vendor_id\t: GenuineIntel", False), ("vendor_id\t: AuthenticAMD", True)]
+)
+def test_the_maker_decides(maker: str, expected: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX512")
+    for name in ("mkl", "mkldnn"):
+        monkeypatch.setattr(getattr(torch.backends, name), "is_available", lambda: True)
+    monkeypatch.setattr(module, "_made_by", lambda: maker)
+    assert PREFERS_ONEDNN.__wrapped__() == expected
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: False)
+    assert PREFERS_ONEDNN.__wrapped__()
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: "AVX2")
+    assert not PREFERS_ONEDNN.__wrapped__()
+
+
+def test_reads_who_made_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert module._made_by() or not platform.processor()
+    monkeypatch.setattr("builtins.open", lambda *_: (_ for _ in ()).throw(FileNotFoundError))
+    monkeypatch.setattr(platform, "processor", lambda: "Intel64 Family 6 Model 143, GenuineIntel")
+    assert "GenuineIntel" in module._made_by()

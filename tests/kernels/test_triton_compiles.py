@@ -37,4 +37,4 @@ def test_every_configuration_compiles_and_fits(capability: int, tmp_path: Path) 
         fitting = [c for c in configurations if c["shared"] <= SHARED_BYTES[capability]]
         assert fitting, f"{use}: no configuration fits into the shared memory"
         if "float64" not in use[0]:
-            assert any(c["stack"] == 0 for c in fitting), f"{use}: every configuration spills registers"
+            assert any(c["spilled"] == 0 for c in fitting), f"{use}: every configuration spills registers"

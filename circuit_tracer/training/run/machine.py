@@ -14,7 +14,7 @@ import torch
 
 PROBE_SECONDS = 0.12  # of each probe, after a first call that is not counted
 PROBE_WIDTH = {"cuda": 8192, "cpu": 1024, "mps": 2048}
-PROBE_COPY_BYTES = {"cuda": 2**30, "cpu": 2**26, "mps": 2**28}  # larger than the caches
+PROBE_COPY_BYTES = {"cuda": 2**30, "cpu": 2**28, "mps": 2**28}  # larger than the caches: 2^26 is not
 
 
 @dataclass(frozen=True)

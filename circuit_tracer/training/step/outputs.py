@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from circuit_tracer.kernels.decode import decode_
+from circuit_tracer.kernels.decode import Written, decode_sources_
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.step.dictionary import Dictionary
@@ -42,9 +42,11 @@ def predict_prefixes(
     """The same of every prefix: (B, M, S, D)."""
     n_rows, n_layers, width = x_SBD[0].shape[0], dictionary.n_layers, dictionary.d_model
     flat_RC = scratch.take(name, x_SBD[0], n_rows * prefixes.count, n_layers * width).zero_()
-    for source, entries in enumerate(activations):
-        spread = prefixes.spread(entries, dictionary.owned.start)
-        decode_(flat_RC[:, dictionary.columns(source)], spread, dictionary.W_dec[source])
+    written = [
+        Written(prefixes.spread(entries, dictionary.owned.start), dictionary.W_dec[source], source * width)
+        for source, entries in enumerate(activations)
+    ]
+    decode_sources_(flat_RC, written)
     out_BMSD = ranks.all_reduce_(flat_RC).view(n_rows, prefixes.count, n_layers, width)
     prefixes.add_up_(out_BMSD)
     out_BMSD += dictionary.b_dec

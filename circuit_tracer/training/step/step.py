@@ -36,8 +36,9 @@ from circuit_tracer.training.step.spikes import StepRefused
 
 # Bytes of a source's decoder gradient that exist at a time on a CPU (on a GPU: all of them) ...
 GRADIENT_BYTES = 256 * 2**20
-# ... and of the rows handed over at a time: they stay in a CPU's cache from the update to their norms.
-BLOCK_BYTES = 4 * 2**20
+# ... and of the rows handed over at a time: few enough to be in a CPU's last cache when their norms are taken, and enough that
+# what it takes to begin an update is nothing beside it.
+BLOCK_BYTES = 16 * 2**20
 
 
 class Sink(Protocol):

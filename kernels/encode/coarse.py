@@ -1,0 +1,92 @@
+"""Encoder weights in bfloat16, so made that a product with them is never below the true one (README.md, "Scan").
+
+Letters: B tokens, D width, F features, C columns of the coarse product: D, the margin, one that silences padding, zeros.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from circuit_tracer.kernels.encode.exact import norms
+
+COLUMNS = 32  # C is a multiple of it
+TOGETHER = 4  # tokens in one word of 64 bits: B is padded to a multiple of it
+LARGEST = 2.0**120  # what products of norms have to stay below: nothing overflows in float32
+TINY = 2.0**-100  # more than all that is lost where products are flushed to zero
+SILENT = -(2.0**127)  # what padding adds: below whatever else is added
+HALF = 2.0**-8  # relative error of a rounding to bfloat16
+WORTH = 2.0  # how many times faster bfloat16 has to be
+
+
+@dataclass(frozen=True)
+class Coarse:
+    """Of weights (F, D): ``weight_FC`` bfloat16, the width D, and the largest norm of a row."""
+
+    weight_FC: Tensor
+    width: int
+    largest: float
+
+    @classmethod
+    def of(cls, weight_FD: Tensor, norm_F: Tensor) -> Coarse:
+        """norm_F: of the rows. Reads the weights twice."""
+        n_features, width = weight_FD.shape
+        coarse_FC = weight_FD.new_zeros(n_features, -(-(width + 2) // COLUMNS) * COLUMNS, dtype=torch.bfloat16)
+        coarse_FC[:, :width] = weight_FD
+        lost_F = norms(weight_FD - coarse_FC[:, :width].to(weight_FD.dtype))
+        new = cls(coarse_FC, width, float(norm_F.max()))
+        coarse_FC[:, width] = _rounded_up((1 + HALF) * lost_F + (HALF + 1.04 * new.accumulated) * norm_F, width)
+        coarse_FC[:, width + 1] = 1
+        return new
+
+    def bounds(self, largest: float) -> bool:
+        """Whether nothing overflows in products with inputs of such norms."""
+        return largest * max(1.0, self.largest) < LARGEST  # not for NaN
+
+    def tokens(self, x_BD: Tensor, norm_B: Tensor) -> Tensor:
+        """What the weights are multiplied with, (B, C) with B padded."""
+        n_rows, width = x_BD.shape
+        padded = -(-n_rows // TOGETHER) * TOGETHER
+        coarse_BC = x_BD.new_zeros(padded, self.weight_FC.shape[1], dtype=torch.bfloat16)
+        coarse_BC[:n_rows, :width] = x_BD
+        coarse_BC[:n_rows, width] = _rounded_up(norm_B, width)
+        if padded > n_rows:
+            coarse_BC[n_rows:, width + 1] = SILENT
+        return coarse_BC
+
+    def margin(self, tokens_BC: Tensor) -> Tensor:
+        """(B,) the most that a product is above the true one, but for its own roundings."""
+        return 2.08 * tokens_BC[:, self.width].float() * self.weight_FC[:, self.width].max()
+
+    @property
+    def accumulated(self) -> float:
+        """How much of the sum of magnitudes is lost in a float32 sum of C terms and what is added to it, rounded in any way."""
+        return (self.weight_FC.shape[1] + 4) * 2.0**-23
+
+
+def _rounded_up(norm: Tensor, width: int) -> Tensor:
+    """bfloat16 not below a norm of ``width`` numbers, whatever underflowed when it was computed or will in the product."""
+    return (norm * (1 + 2**-7 + 2**-9) + width**0.5 * 2.0**-60).bfloat16()
+
+
+@lru_cache(maxsize=1)
+def pays() -> bool:
+    """Whether this machine multiplies bfloat16 faster than float32, measured once a process; half a millisecond."""
+    x_BD, weight_FD = torch.ones(64, 256), torch.ones(512, 256)
+    half = weight_FD.bfloat16(), x_BD.bfloat16().T
+    return WORTH * _fastest(lambda: torch.mm(*half)) < _fastest(lambda: torch.mm(weight_FD, x_BD.T))
+
+
+def _fastest(product: Callable[[], Tensor]) -> float:
+    product()
+    times = []
+    for _ in range(5):
+        start = time.perf_counter()
+        product()
+        times.append(time.perf_counter() - start)
+    return min(times)
