@@ -78,9 +78,9 @@ CPU = (
     Benchmark(
         "long-prompts",
         "tracing.long_prompts",
-        f"--model {MODEL} --transcoders {WIDE} --memory 12GB",
-        ("smollm2-hf", "clt-2048"),
-        30,
+        f"--model {MODEL} --transcoders {WIDE} --per-layer {{WORK}}/plt-256 --memory 12GB",
+        ("smollm2-hf", "clt-2048", "plt-256"),
+        20,
     ),
     Benchmark("kernels", "kernels.speed", "", (), 5),
     Benchmark("kernels-compiled", "kernels.compiled", "", (), 4),

@@ -94,25 +94,39 @@ def waits(record: Record) -> list[str]:
 
 
 def long_prompts(record: Record) -> list[str]:
-    """Time and memory by length of the prompt, beside the law."""
+    """Time and memory by length of the prompt, beside the law; then a prompt of 4,000 tokens, and a per-layer dictionary."""
+    kinds = {"growth": "cross-layer", "longest": "cross-layer", "per_layer": "per layer"}
     rows = [
         [
+            kinds[kind],
             str(line["tokens"]),
             str(line["active"]),
             str(line["expanded"]),
             f"{line['seconds']:.1f}",
-            f"{line['seconds_by_the_law']:.1f}",
+            f"{line['seconds_by_the_law']:.1f}" if "seconds_by_the_law" in line else "–",
             f"{1000 * line['tflop'] / line['seconds']:.0f}",
             f"{line['planned'] / 1e9:.2f} GB",
             f"{line['actual'] / 1e9:.2f} GB",
+            ", ".join(f"{name} {seconds:.1f}" for name, seconds in line.get("stages", {}).items()) or "–",
         ]
-        for line in record["growth"]
+        for kind in kinds
+        for line in record.get(kind, [])
     ]
-    head = ["tokens", "active features", "expanded", "seconds", "by the law", "GFLOP/s", "planned", "peak"]
+    head = [
+        "dictionary",
+        "tokens",
+        "active features",
+        "expanded",
+        "seconds",
+        "by the law",
+        "GFLOP/s",
+        "planned",
+        "peak",
+    ]
     return [
         f"Prompts inside {record['memory']}; *by the law*: rows × tokens × (layers + attended tokens).",
         "",
-        *table(head, rows),
+        *table([*head, "seconds of each stage"], rows),
     ]
 
 

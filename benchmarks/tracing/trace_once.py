@@ -4,16 +4,19 @@
 
 `actual` is what the process held before the call plus the growth of its own (anonymous) memory at its highest, sampled every
 millisecond. Pages of decoder files that are merely mapped do not count in it: the system takes them back when it needs them.
-With them the resident set is `resident_peak`. `planned` is the plan's peak, made before the first row.
+With them the resident set is `resident_peak`. `planned` is the plan's peak, made before the first row. `stages` are the
+seconds of each stage of the trace; `parts` those of what the rows' stage does, added up over threads.
 """
 
 from __future__ import annotations
 
 import argparse
+import inspect
 import json
 import os
 import threading
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,6 +56,32 @@ class Peak:
         self._watcher.join()
 
 
+class Watch:
+    """Seconds spent in some functions, by name, whichever thread calls them."""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = {}
+        self._lock = threading.Lock()
+
+    def over(self, owner: Any, **names: str) -> None:
+        """Time functions of a module or methods of a class: label = name."""
+        for label, name in names.items():
+            given = inspect.getattr_static(owner, name)
+            timed = self._timed(label.replace("_", " "), getattr(given, "__func__", given))
+            setattr(owner, name, type(given)(timed) if isinstance(given, classmethod) else timed)
+
+    def _timed(self, label: str, function: Callable[..., Any]) -> Callable[..., Any]:
+        def timed(*args: Any, **options: Any) -> Any:
+            start = time.perf_counter()
+            try:
+                return function(*args, **options)
+            finally:
+                with self._lock:
+                    self.seconds[label] = self.seconds.get(label, 0.0) + time.perf_counter() - start
+
+        return timed
+
+
 def flop_count(model: Any, graph: Any) -> float:
     """Operations of the rows that a graph holds (flops.py)."""
     cfg, active = model.cfg, graph.active_features.numpy()
@@ -80,12 +109,22 @@ def main() -> None:
     from circuit_tracer import ReplacementModel
     from circuit_tracer.attribution import trace
     from circuit_tracer.attribution.attribute import attribute
+    from circuit_tracer.attribution.decoder_rows import DecoderRows
+    from circuit_tracer.attribution.finished_block import FinishedBlock
+    from circuit_tracer.attribution.finished_rows import FinishedRows
     from circuit_tracer.attribution.memory import held_bytes
+    from circuit_tracer.models.frozen import FrozenLayer
 
     model = ReplacementModel.from_pretrained(str(args.model), str(args.transcoders), dtype=torch.float32)
     prompt = read_prompts(PROMPTS, [args.prompt], model.tokenizer)[args.prompt]
     plans, plan_memory = [], trace.plan_memory
     trace.plan_memory = lambda *sizes: plans.append(plan_memory(*sizes)) or plans[-1]
+    stages, parts = Watch(), Watch()
+    stages.over(trace, encode="encode", linearise="make_linear", rows="compute_rows", graph="make_graph")
+    parts.over(FrozenLayer, attention="attend_back_")
+    parts.over(DecoderRows, decoder_rows="contract_")
+    parts.over(FinishedBlock, finishing_rows="of")
+    parts.over(FinishedRows, influence="influence")
     held, own = held_bytes(torch.device("cpu")), own_bytes()
     reset_peak()
     start = time.perf_counter()
@@ -113,6 +152,8 @@ def main() -> None:
                 "expanded": len(graph.selected_features),
                 "edges": len(graph.edges),
                 "seconds": seconds,
+                "stages": stages.seconds,
+                "parts": parts.seconds,
                 "tflop": flop_count(model, graph) / 1e12,
                 "held": held,
                 "planned": plan.peak,

@@ -5,26 +5,32 @@ Letters: L layers, P positions, D d_model, N active features, n those that write
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from circuit_tracer.attribution.decoder_tables import DecoderTables
 from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.sources import SourceTable
+from circuit_tracer.kernels.contract import contract_, contract_rows_
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.workers import in_order
 
-CHUNK_BYTES = 64 * 2**20  # of decoder rows gathered at once, where they are not kept
+CHUNK_BYTES = 64 * 2**20  # of decoder rows read at once, where they are not kept
+# From so many sources with the same decoder row on, gathering it for each block of rows costs less than copies of it, of memory
+# and of the time to make them.
+SOURCES_A_ROW = 2
 
 
 class DecoderRows:
     """Write vectors of the sources, kept or made whenever a layer is swept; which of the two may change on the way.
 
-    All layers' scaled decoder rows take N (L + 1) / 2 rows of D for a cross-layer transcoder. Without `kept` they are gathered
-    from the transcoder's files, `chunk_bytes` at a time.
+    All layers' scaled decoder rows take N (L + 1) / 2 rows of D for a cross-layer transcoder. Long prompts repeat their
+    features: of these each row is kept once (decoder_tables.py) and scaled on its way to the product. What is not kept is read
+    from the transcoder's files, `chunk_bytes` at a time, each row once for all rows in flight.
     """
 
     def __init__(
@@ -40,21 +46,30 @@ class DecoderRows:
         self.sources, self.transcoders, self.network, self.chunk_bytes = sources, transcoders, network, chunk_bytes
         self.written = sources.layers if attention is None else sources.attention  # what writes to each layer
         self._first = 0 if attention is None else sources.first_attention
-        self._write_at: Callable[[int, Tensor, Tensor], Tensor] = (
-            network.write_at if attention is None else attention.write_at
-        )
+        self._write: FrozenNetwork | FrozenAttention = network if attention is None else attention
         self._dtype, self._device = network.parts.compute_dtype, network.parts.device
         self._kept = kept or []  # L x (n, D), in the residual stream
+        self.tables = DecoderTables(sources, transcoders, attention is not None, self._dtype, self._device)
 
-    def rows(self, layer: int, n_pos: int) -> Iterator[tuple[int, int, Tensor]]:
-        """Write vectors into the residual stream at `layer`, scaled by activation, chunk by chunk of the first `n_pos`
-        positions: (first position, one past the last, rows (n, D) in column order)."""
+    def contract_(self, layer: int, g_TPD: Tensor, out_TN: Tensor) -> None:
+        """Add what rows of gradients (T, P, D) find of the write vectors at a layer to the edges of the first features."""
+        written, n_pos = self.written[layer], g_TPD.shape[1]
         if self._kept:
-            yield 0, n_pos, self._kept[layer][: self.written[layer].ptr[n_pos]]
-            return
-        for first, last in self.chunks(layer, n_pos):
-            if self.written[layer].ptr[last] > self.written[layer].ptr[first]:
-                yield first, last, self.into_residual(layer, self.at_hook(layer, first, last), first, last)
+            kept = self._kept[layer][: written.ptr[n_pos]]
+            return contract_(out_TN, g_TPD, kept, written.ptr, written.column)
+        if not len(g_TPD):
+            return None
+        step = max(1, self.chunk_bytes // g_TPD[:, :1].nbytes)
+        for rows in self.tables.pieces(layer, n_pos, self.chunk_bytes):
+            if self._write.writes_plainly(layer):
+                contract_rows_(out_TN, g_TPD, rows)
+                continue
+            for first in range(0, n_pos, step):
+                last = min(n_pos, first + step)
+                place = torch.arange(first, last, device=g_TPD.device).repeat(len(g_TPD))
+                some = self._write.write_adjoint(layer, g_TPD[:, first:last].flatten(0, 1), place)
+                contract_rows_(out_TN, some.unflatten(0, (len(g_TPD), -1)), rows.between(first, last))
+        return None
 
     @property
     def at_hand(self) -> bool:
@@ -73,12 +88,7 @@ class DecoderRows:
     def release(self) -> bool:
         """Keep no rows from now on; False if none were kept."""
         kept, self._kept = self._kept, []
-        return bool(kept)
-
-    def chunks(self, layer: int, n_pos: int) -> Iterator[tuple[int, int]]:
-        """Ranges of the first `n_pos` positions whose rows are gathered together."""
-        row_bytes = self.transcoders.d_model * self._dtype.itemsize
-        return self.written[layer].chunks(n_pos, self.chunk_bytes // row_bytes)
+        return self.tables.release() or bool(kept)
 
     def at_hook(self, layer: int, first: int, last: int) -> Tensor:
         """Scaled decoder rows (n, D) of one layer at the output hook, of some positions, read from the transcoder."""
@@ -104,7 +114,7 @@ class DecoderRows:
         """What rows at the output hook of some positions write into the residual stream."""
         layer_sources = self.written[layer]
         feature = layer_sources.feature[layer_sources.ptr[first] : layer_sources.ptr[last]]
-        return self._write_at(layer, rows_nD, self.sources.active.position[feature].to(rows_nD.device))
+        return self._write.write_at(layer, rows_nD, self.sources.active.position[feature].to(rows_nD.device))
 
     def _of_layer(self, source: int) -> Tensor:
         """The dictionary's own features of a layer, by canonical index."""
@@ -147,22 +157,32 @@ def read_decoder_rows(
     keep: bool,
     chunk_bytes: int = CHUNK_BYTES,
     attention: FrozenAttention | None = None,
+    side_by_side: bool = False,
     workers: int = 1,
 ) -> tuple[DecoderRows, Tensor]:
     """Read the decoder rows once, and what the features reconstruct with them, (L, P, D), at the output hook.
 
-    Each file is read for the unique active features only. attention: of its dictionary, which is `transcoders`.
+    Each file is read for the unique active features only. attention: of its dictionary, which is `transcoders`. side_by_side:
+    keep a row for every source, however often features repeat.
     """
-    files = DecoderRows(sources, transcoders, network, chunk_bytes, attention=attention)
-    kept = files.read_all(workers) if keep else []
+    read = DecoderRows(sources, transcoders, network, chunk_bytes, attention=attention)
+    n_sources = sum(len(layer.feature) for layer in read.written)
     shape, parts = (transcoders.n_layers, sources.n_pos, transcoders.d_model), network.parts
     reconstruction = torch.zeros(shape, dtype=parts.compute_dtype, device=parts.device)
-    for layer, layer_sources in enumerate(files.written):
-        for first, last in [(0, sources.n_pos)] if kept else files.chunks(layer, sources.n_pos):
-            at_hook = kept[layer] if kept else files.at_hook(layer, first, last)
-            for position in range(first, last):
-                start, stop = (layer_sources.ptr[p] - layer_sources.ptr[first] for p in (position, position + 1))
-                reconstruction[layer, position] = at_hook[start:stop].sum(0)
-        if kept:
-            kept[layer] = files.into_residual(layer, kept[layer], 0, sources.n_pos)
+    if not keep or (not side_by_side and stored_once(n_sources, len(read.tables))):
+        if keep:
+            read.tables.keep(workers)
+        for layer in range(len(read.written)):
+            reconstruction[layer] = read.tables.reconstruct(layer, chunk_bytes)
+        return read, reconstruction
+    kept = read.read_all(workers)
+    for layer, layer_sources in enumerate(read.written):
+        for position, (start, stop) in enumerate(pairwise(layer_sources.ptr)):
+            reconstruction[layer, position] = kept[layer][start:stop].sum(0)
+        kept[layer] = read.into_residual(layer, kept[layer], 0, sources.n_pos)
     return DecoderRows(sources, transcoders, network, chunk_bytes, kept, attention), reconstruction
+
+
+def stored_once(n_sources: int, n_unique: int) -> bool:
+    """Whether rows are kept once each, when they are kept, and not as often as sources write them."""
+    return n_sources > SOURCES_A_ROW * n_unique

@@ -83,6 +83,20 @@ class FrozenAttention:
                 out = frozen.attention_post_norm.at(out, position_n)
         return out if frozen.parts.residual_multiplier == 1 else out * frozen.parts.residual_multiplier
 
+    def writes_plainly(self, layer: int) -> bool:
+        """Whether that is the identity."""
+        return self.dictionary.feature_output_hook != Z and self.network.layers[layer].parts.residual_multiplier == 1
+
+    def write_adjoint(self, layer: int, g_nD: Tensor, position_n: Tensor) -> Tensor:
+        """Its adjoint, for rows of gradients (n, D) at given positions: (n, W)."""
+        frozen = self.network.layers[layer]
+        out = g_nD if frozen.parts.residual_multiplier == 1 else g_nD * frozen.parts.residual_multiplier
+        if self.dictionary.feature_output_hook == Z:
+            if frozen.attention_post_norm is not None:
+                out = frozen.attention_post_norm.adjoint_at(out, position_n)
+            out = out @ frozen.parts.output_weight.to(out.dtype)
+        return out
+
     def pre_activations(self, layer: int, input_PV: Tensor, reads: AttentionReads) -> Tensor:
         """(n,) of features at one layer, when their dictionary reads input (P, V)."""
         position, vector = reads.position.to(input_PV.device), reads.vector.to(input_PV)

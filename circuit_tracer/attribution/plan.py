@@ -45,7 +45,7 @@ class MemoryPlan:
         blocks = work.blocks(self.block_rows, self.block_numbers)
         rows = work.edge_rows(blocks)
         workers = min(self.workers, work.at_once(blocks))
-        gathered = 0 if self.keep_decoder_rows else workers * 3 * work.gathered(self.chunk_bytes)
+        gathered = 0 if self.keep_decoder_rows else workers * work.gathered(self.chunk_bytes)
         return {
             "run the model": {"frozen prompt": captured, "a layer at work": work.forward(self.keep_patterns)},
             "find active features": {"frozen prompt": captured, "a block of the encoder": work.encoding()},

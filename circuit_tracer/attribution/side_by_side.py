@@ -93,7 +93,7 @@ def linearise_prompts(encoded: EncodedPrompts, transcoders: Transcoders, every_r
     network, start, keep = encoded.network, encoded.start, encoded.keep
     transcoders = replacing(network.parts, transcoders)
     sources = SourceTable.of(encoded.active, transcoders, start[-1])
-    decoder, features = read_decoder_rows(sources, transcoders, network, keep=True)
+    decoder, features = read_decoder_rows(sources, transcoders, network, keep=True, side_by_side=True)
     skips, error = errors(network, transcoders, features, keep)
     inputs, final = constants(network, transcoders, skips, keep)
     every = torch.arange(len(encoded.active) if every_row else 0)

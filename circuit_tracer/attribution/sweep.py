@@ -20,7 +20,6 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.attention_nodes import LinearAttention
-from circuit_tracer.attribution.decoder_rows import DecoderRows
 from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.row_blocks import BYTES_WAITING, split_rows
@@ -296,7 +295,7 @@ class _Flight:
             if self.sharing:  # to the end: layers add to the same columns, one after the other
                 self.waiting.append((layer, rows_TPD.clone()))
             else:
-                _contract(rows_TPD, layer, self.prompts[number].decoder, block)
+                self.prompts[number].decoder.contract_(layer, rows_TPD, block.feature[: len(rows_TPD)])
             error_PD = self.errors[number][layer, : rows_TPD.shape[1]]
             block.error[: len(rows_TPD), layer] = contract_each(rows_TPD, error_PD)
 
@@ -331,7 +330,7 @@ class _Flight:
         attention = cast(LinearAttention, self.prompts[0].attention)
         for number, rows_TPD in self._of_each(self.step(layer) + self.network.parallel):
             block = self.blocks[number]
-            _contract(rows_TPD, layer, attention.decoder, block)
+            attention.decoder.contract_(layer, rows_TPD, block.feature[: len(rows_TPD)])
             error_PD = attention.error[layer][: rows_TPD.shape[1]]
             row = self.network.n_layers + layer
             block.error[: len(rows_TPD), row] = contract_each(rows_TPD, error_PD)
@@ -397,14 +396,6 @@ class _Flight:
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:
     return parts[0] if len(parts) == 1 else torch.cat(list(parts))
-
-
-def _contract(rows_TPD: Tensor, layer: int, decoder: DecoderRows, block: EdgeBlock) -> None:
-    """Add what rows find of decoder rows at a layer to the edges of the first rows of a block."""
-    sources, feature_TC = decoder.written[layer], block.feature[: len(rows_TPD)]
-    for first, last, written in decoder.rows(layer, rows_TPD.shape[1]):
-        ptr = [start - sources.ptr[first] for start in sources.ptr[first : last + 1]]
-        contract_(feature_TC, rows_TPD[:, first:last], written, ptr, sources.column[first:last])
 
 
 def _empty_block(row: Tensor, targets: ReadOut, sources: SourceTable, options: dict[str, Any]) -> EdgeBlock:

@@ -72,8 +72,8 @@ class Task:
         """Where the model runs."""
         return self.model.parts.device
 
-    def sizes(self, active_LP: Tensor) -> TraceSizes:
-        """What it is about, given how many features are active at each layer and position."""
+    def sizes(self, active_LP: Tensor, distinct_L: Tensor | None = None) -> TraceSizes:
+        """What it is about, given how many features are active at each layer and position, and in each layer anywhere."""
         parts = self.model.parts
         return TraceSizes.of(
             parts.config,
@@ -85,4 +85,5 @@ class Task:
             processes=self.options.ranks.world,
             on_gpu=self.device.type == "cuda",
             attention=0 if self.model.attention is None else len(self.model.attention.layers),
+            distinct_L=distinct_L,
         )

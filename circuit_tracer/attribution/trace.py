@@ -140,7 +140,7 @@ def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
     plan, refused, options = None, None, task.options
     try:
         plan = plan_memory(
-            task.sizes(encoded.counts_LP),
+            task.sizes(encoded.counts_LP, encoded.active.distinct(encoded.network.n_layers)),
             task.held_now,
             task.budget,
             options.batch_size,

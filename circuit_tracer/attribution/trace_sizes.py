@@ -15,7 +15,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES
+from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, stored_once
 from circuit_tracer.attribution.row_blocks import BYTES_WAITING, BlockTree, most_rows
 from circuit_tracer.kernels.attend_back import BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU
 from circuit_tracer.models.config import ModelConfig
@@ -44,6 +44,7 @@ class TraceSizes:
     processes: int = 1  # that share the rows
     on_gpu: bool = False
     attention: int = 0  # layers whose attention a dictionary replaces
+    distinct_L: Tensor | None = None  # (L,) features of each layer that are active anywhere; None: as many as can be
 
     @classmethod
     def of(
@@ -57,6 +58,7 @@ class TraceSizes:
         processes: int = 1,
         on_gpu: bool = False,
         attention: int = 0,
+        distinct_L: Tensor | None = None,
     ) -> TraceSizes:
         """n_rows: None or 0 for all active features."""
         n_active = int(active_LP.sum())
@@ -72,6 +74,7 @@ class TraceSizes:
             processes=processes,
             on_gpu=on_gpu,
             attention=attention,
+            distinct_L=distinct_L,
         )
 
     @property
@@ -84,10 +87,25 @@ class TraceSizes:
         """N."""
         return int(self.active_LP.sum())
 
+    @cached_property
+    def tables(self) -> Tensor:
+        """(L,) rows of each layer's table of decoder rows (decoder_tables.py)."""
+        distinct = self.distinct_L
+        if distinct is None:
+            distinct = self.active_LP.sum(1).clamp_max(self.features_a_layer)
+        reach = (self.written_LP.sum(1) > self.active_LP.sum(1)).any()
+        return distinct.cumsum(0) if reach else distinct
+
+    @property
+    def stored_once(self) -> bool:
+        """Whether decoder rows are kept once each, if they are kept."""
+        return stored_once(int(self.written_LP.sum()), int(self.tables.sum()))
+
     @property
     def decoder_rows(self) -> int:
-        """Scaled decoder rows of all active features (decoder_rows.py)."""
-        return int(self.written_LP.sum()) * self.config.d_model * self.item
+        """Decoder rows of all active features, if they are kept (decoder_rows.py)."""
+        count = self.tables.sum() if self.stored_once else self.written_LP.sum()
+        return int(count) * self.config.d_model * self.item
 
     @property
     def patterns(self) -> int:
@@ -123,20 +141,20 @@ class TraceSizes:
         """Beside the state and the rows kept: what a source layer writes to all others, for each worker, or a chunk's rows
         (decoder_rows.py).
         """
-        unique = self.active_LP.sum(1).clamp_max(self.features_a_layer)
-        reach = (self.written_LP.sum(1) > self.active_LP.sum(1)).any()
-        targets = torch.arange(len(unique), 0, -1) if reach else torch.ones_like(unique)
-        row = self.config.d_model * self.item
-        if keep_rows:
-            of_workers = int((unique * targets).sort(descending=True).values[:workers].sum())
-            return of_workers * row + 2 * workers * int(self.active_LP.sum(1).max()) * row
-        return 3 * self.gathered(chunk)
+        if not keep_rows:
+            return self.gathered(chunk)
+        row, layers = self.config.d_model * self.item, len(self.tables)
+        reach = bool((self.written_LP.sum(1) > self.active_LP.sum(1)).any())
+        own = self.tables.diff(prepend=self.tables.new_zeros(1)) if reach else self.tables
+        targets = torch.arange(layers, 0, -1) if reach else torch.ones_like(own)
+        of_workers = int((own * targets).sort(descending=True).values[:workers].sum())
+        copies = 0 if self.stored_once else 2 * workers * int(self.active_LP.sum(1).max())
+        return (of_workers + copies) * row
 
     def gathered(self, chunk: int) -> int:
-        """One chunk of decoder rows: as many positions as fit, or one."""
+        """One chunk of decoder rows, and as many on their way there."""
         row = self.config.d_model * self.item
-        layer, position = int(self.written_LP.sum(1).max()) * row, int(self.written_LP.max()) * row
-        return min(layer, max(chunk, position))
+        return 2 * min(int(self.tables.max()) * row, max(chunk, row))
 
     @cached_property
     def typical(self) -> tuple[Tensor, Tensor, float]:

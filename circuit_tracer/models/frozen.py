@@ -236,6 +236,10 @@ class FrozenNetwork:
             d_nD = d_nD * self.parts.residual_multiplier
         return d_nD if norm is None else norm.at(d_nD, position_n)
 
+    def writes_plainly(self, layer: int) -> bool:
+        """Whether the linear part of `write` is the identity."""
+        return self.parts.residual_multiplier == 1 and self._norm(layer, self.output_site) is None
+
     def write_adjoint(self, layer: int, g_nD: Tensor, position_n: Tensor) -> Tensor:
         """Adjoint of `write` for rows of gradients (n, D) at given positions."""
         norm = self._norm(layer, self.output_site)

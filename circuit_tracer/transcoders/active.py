@@ -65,6 +65,11 @@ class ActiveFeatures:
         start, stop = torch.searchsorted(self.layer, bounds).tolist()
         return slice(start, stop)
 
+    def distinct(self, n_layers: int) -> Tensor:
+        """(L,) how many features of each layer are active anywhere."""
+        width = int(self.index.max()) + 1 if len(self) else 1
+        return torch.bincount(torch.unique(self.layer * width + self.index) // width, minlength=n_layers)
+
     def to(self, device: torch.device | str) -> ActiveFeatures:
         """The same table on another device."""
         return ActiveFeatures(

@@ -13,7 +13,8 @@ from circuit_tracer.kernels.attend_back.scores import Scores
 from circuit_tracer.kernels.device import on_gpu
 
 KEYS_A_TILE = 256
-QUERIES_A_TILE = 1024
+QUERIES_A_TILE = 512
+POSITIONS_IN_CACHE = 1024  # of a row, projected at a time: what they are made of and what they become stays in cache
 # of rows projected onto heads; beyond that, rows go through one chunk after the other
 BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU = 64 * 2**20, 2**30
 
@@ -34,18 +35,22 @@ def attend_back_recomputed_(g_TPD: Tensor, scores: Scores, output_DO: Tensor, va
         from circuit_tracer.kernels.attend_back import triton
 
         return triton.attend_back_recomputed_(g_TPD, scores, output_DO, value_VD)
-    n_rows, n_pos, d_model = g_TPD.shape
+    n_rows, n_pos, _ = g_TPD.shape
     d_head = output_DO.shape[1] // scores.n_heads
     n_kv = value_VD.shape[0] // d_head
-    width = output_DO.shape[1] // n_kv
-    per_row = n_pos * (width + value_VD.shape[0]) * g_TPD.element_size()
-    for rows in g_TPD.split(rows_a_chunk(per_row)) if n_rows else ():
-        flat = rows.view(-1, d_model)
-        mixed = g_TPD.new_zeros(rows.shape[0], n_pos, n_kv * d_head)
-        for head in range(n_kv):
-            z = (flat @ output_DO[:, head * width : (head + 1) * width]).view(rows.shape[0], n_pos, width)
-            _mix_(mixed[:, :, head * d_head : (head + 1) * d_head], z, scores, head)
-        flat.addmm_(mixed.view(-1, n_kv * d_head), value_VD)
+    count = min(n_rows, rows_a_chunk(n_pos * (output_DO.shape[1] + value_VD.shape[0]) * g_TPD.element_size()))
+    # rows side by side at each position: each sum over queries is one product, of all rows
+    z_HPTd, mixed_KPTd = (g_TPD.new_empty(n, n_pos, count, d_head) for n in (scores.n_heads, n_kv))
+    pieces = [slice(start, start + POSITIONS_IN_CACHE) for start in range(0, n_pos, POSITIONS_IN_CACHE)]
+    for rows in g_TPD.split(count) if n_rows else ():
+        z, mixed = z_HPTd[:, :, : len(rows)], mixed_KPTd[:, :, : len(rows)]
+        for number, row_PD in enumerate(rows):
+            for piece in pieces:
+                z[:, piece, number] = (row_PD[piece] @ output_DO).unflatten(1, (-1, d_head)).transpose(0, 1)
+        _mix(mixed.flatten(2), z.flatten(2), scores)
+        for number, row_PD in enumerate(rows):
+            for piece in pieces:
+                row_PD[piece].addmm_(mixed[:, piece, number].transpose(0, 1).flatten(1), value_VD)
     return None
 
 
@@ -76,15 +81,19 @@ def rows_a_chunk(bytes_a_row: int) -> int:
     return max(1, BYTES_IN_FLIGHT // max(1, bytes_a_row))
 
 
-def _mix_(mixed_TPd: Tensor, z_TPw: Tensor, scores: Scores, kv_head: int) -> None:
-    """mixed[t,k] += sum over the group's heads and queries of pattern[h,q,k] z[t,q,h]."""
-    n_rows, n_pos, d_head = mixed_TPd.shape
-    for start in range(0, n_pos, KEYS_A_TILE):
-        keys = slice(start, min(n_pos, start + KEYS_A_TILE))
-        first, last = scores.queries_of(keys.start, keys.stop, n_pos)
-        out = mixed_TPd[:, keys]
-        for query in range(first, last, QUERIES_A_TILE):
-            queries = slice(query, min(last, query + QUERIES_A_TILE))
-            for group, tile in enumerate(scores.tile(kv_head, queries, keys)):
-                z = z_TPw[:, queries, group * d_head : (group + 1) * d_head]
-                out.baddbmm_(tile.T.expand(n_rows, -1, -1), z)
+def _mix(mixed_KPn: Tensor, z_HPn: Tensor, scores: Scores) -> None:
+    """mixed[kv, k] = sum over the group's heads and queries of pattern[h,q,k] z[h,q], of n columns."""
+    n_kv, n_pos, _ = mixed_KPn.shape
+    groups = len(z_HPn) // n_kv
+    for kv_head in range(n_kv):
+        for start in range(0, n_pos, KEYS_A_TILE):
+            keys = slice(start, min(n_pos, start + KEYS_A_TILE))
+            first, last = scores.queries_of(keys.start, keys.stop, n_pos)
+            out, begun = mixed_KPn[kv_head, keys], 0.0
+            for query in range(first, last, QUERIES_A_TILE):
+                queries = slice(query, min(last, query + QUERIES_A_TILE))
+                for head, tile in enumerate(scores.tile(kv_head, queries, keys), kv_head * groups):
+                    out.addmm_(tile.T, z_HPn[head, queries], beta=begun)
+                    begun = 1.0
+            if not begun:
+                out.zero_()

@@ -80,16 +80,23 @@ class Scores:
         """The pattern of the G heads of a group, (G, queries, keys), made anew."""
         groups = self.n_heads // int(self.key_KPd.shape[0])
         heads = slice(kv_head * groups, (kv_head + 1) * groups)
-        s = torch.matmul(self.query_HPd[heads, queries], self.key_KPd[kv_head, keys].T)
+        query, key = self.query_HPd[heads, queries], self.key_KPd[kv_head, keys].T.expand(groups, -1, -1)
+        lse = self.lse_HP[heads, queries, None]
         if self.softcap:
-            s.mul_(self.scaling / self.softcap).tanh_().mul_(self.softcap)
+            s = torch.matmul(query, key).mul_(self.scaling / self.softcap).tanh_().mul_(self.softcap).sub_(lse).exp_()
         else:
-            s.mul_(self.scaling)
-        s.sub_(self.lse_HP[heads, queries, None]).exp_()
-        place = torch.arange(keys.start, keys.stop, device=s.device)
-        query = torch.arange(queries.start, queries.stop, device=s.device)[:, None]
-        s.masked_fill_((place > query) | (place < self.first_P[queries].to(s.device)[:, None]), 0)
+            s = torch.baddbmm(-lse, query, key, alpha=self.scaling).exp_()
+        self._hide_(s, queries, keys)
         return s if self.key_scale_P is None else s.mul_(self.key_scale_P[keys])
+
+    def _hide_(self, s_GQK: Tensor, queries: slice, keys: slice) -> None:
+        """Zero where a query does not see a key; nothing is looked at where each sees all."""
+        if queries.start >= keys.stop - 1 and int(self.first_P[queries.stop - 1]) <= keys.start:
+            return
+        place = torch.arange(keys.start, keys.stop, device=s_GQK.device)
+        query = torch.arange(queries.start, queries.stop, device=s_GQK.device)[:, None]
+        first = self.first_P[queries].to(s_GQK.device)[:, None]
+        s_GQK.masked_fill_((place > query) | (place < first), 0)
 
     def pattern(self) -> Tensor:
         """All of it, (H, P, P)."""

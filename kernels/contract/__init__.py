@@ -12,11 +12,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.contract.addressed import AddressedRows
+from circuit_tracer.kernels.contract.addressed import AddressedRows, contract_gathered_
 from circuit_tracer.kernels.device import on_gpu
 
-# Rows of addressed sources gathered at a time on a CPU.
-GATHERED_BYTES = 64 * 2**20
 # So few rows on a CPU are contracted one by one: a matrix product of few rows by many is slower than these by its packing.
 FEW_ROWS = 4
 PRODUCTS = 1 << 17  # numbers of a piece on a CPU that are multiplied before they are summed: they stay in cache
@@ -92,8 +90,8 @@ def contract_rows_(out_TN: Tensor, g_TPD: Tensor, sources: AddressedRows) -> Non
     Positions of ``sources`` beyond P are ignored. Tables may be narrower than gradients (bfloat16 rows of a checkpoint);
     products accumulate in the dtype of ``g_TPD``, in float32 at least on CUDA.
 
-    CUDA tensors: one Triton launch that reads every row where it is stored. Others: rows are gathered, 64 MiB at a time,
-    and each position is a matrix product.
+    CUDA tensors: one Triton launch that reads every row where it is stored. Others: rows are gathered piece by
+    piece (addressed.py), and each position is a matrix product.
 
     Args:
         out_TN: (T, N).
@@ -106,20 +104,4 @@ def contract_rows_(out_TN: Tensor, g_TPD: Tensor, sources: AddressedRows) -> Non
         from circuit_tracer.kernels.contract import triton
 
         return triton.contract_rows_(out_TN, g_TPD, sources)
-    step = max(1, GATHERED_BYTES // (g_TPD.shape[2] * g_TPD.element_size()))
-    for position in range(g_TPD.shape[1]):
-        for start in range(sources.ptr[position], sources.ptr[position + 1], step):
-            here = slice(start, min(start + step, sources.ptr[position + 1]))
-            product_Tn = g_TPD[:, position] @ _gathered(sources, here, g_TPD.dtype).T
-            out_TN.index_add_(1, sources.column[here], product_Tn * sources.scale[here].to(product_Tn.dtype))
-    return None
-
-
-def _gathered(sources: AddressedRows, here: slice, dtype: torch.dtype) -> Tensor:
-    """Rows (n, D) of some sources."""
-    table, row = sources.table[here], sources.row[here]
-    rows_nD = torch.empty(len(row), sources.tables[0].shape[1], dtype=dtype, device=row.device)
-    for index in table.unique().tolist():
-        chosen = (table == index).nonzero()[:, 0]
-        rows_nD[chosen] = sources.tables[index][row[chosen]].to(dtype)
-    return rows_nD
+    return contract_gathered_(out_TN, g_TPD, sources)

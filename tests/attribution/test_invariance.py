@@ -53,7 +53,7 @@ def test_reading_decoder_rows_again_does_not_matter(case: Case, offload: Any, mo
     model = build(case)
     kept: list[bool] = []
     read = prompt.read_decoder_rows
-    monkeypatch.setattr(prompt, "read_decoder_rows", lambda *args: kept.append(args[3]) or read(*args))
+    monkeypatch.setattr(prompt, "read_decoder_rows", lambda *args, **how: kept.append(args[3]) or read(*args, **how))
     expected = attribute(IDS, model, max_feature_nodes=20)
     assert_same(attribute(IDS, model, max_feature_nodes=20, offload=offload, batch_size=5), expected)
     assert kept == [True, False]

@@ -1,0 +1,54 @@
+"""Decoder rows that are stored once, kept or read piece by piece, give what rows that are kept for each source give."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from circuit_tracer.attribution.decoder_rows import DecoderRows, read_decoder_rows, stored_once
+from circuit_tracer.attribution.prompt import encode_prompt
+from circuit_tracer.attribution.sources import SourceTable
+from circuit_tracer.kernels.contract import addressed
+from tests.support.tracing_cases import Case, build, one_each
+
+CASES = [case for case in one_each() if case.architecture in ("llama", "gemma2", "gpt2", "gpt_neox")]
+
+
+def edges(rows: DecoderRows, n_pos: int) -> Tensor:
+    """What three rows of gradients find at all layers."""
+    generator = torch.Generator().manual_seed(3)
+    width, dtype = rows.network.parts.config.d_model, rows.network.parts.compute_dtype
+    out = torch.zeros(3, len(rows.sources), dtype=dtype)
+    for layer in range(len(rows.written)):
+        g = torch.randn(3, n_pos, width, generator=generator, dtype=torch.float64).to(dtype)
+        rows.contract_(layer, g, out)
+    return out
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("gathered", [1, 2**20])
+def test_rows_stored_once_give_the_edges_of_rows_for_each_source(
+    case: Case, gathered: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(addressed, "GATHERED_BYTES", gathered)
+    model, ids = build(case), torch.tensor([3, 7, 3, 7, 7, 5, 3])  # tokens, and so features, again and again
+    encoded = encode_prompt(model.parts, model.transcoders, ids, [0])
+    sources = SourceTable.of(encoded.active, model.transcoders, len(ids))
+    given = sources, model.transcoders, encoded.network
+    scaled, expected = read_decoder_rows(*given, keep=True, side_by_side=True)
+    for chunk_bytes in (1, 1000, 2**20):
+        read, made = read_decoder_rows(*given, keep=False, chunk_bytes=chunk_bytes)
+        torch.testing.assert_close(made, expected, rtol=1e-4, atol=1e-5)
+        for kept in (False, True):
+            if kept:
+                read.tables.keep()
+            for n_pos in (len(ids), 4):
+                torch.testing.assert_close(edges(read, n_pos), edges(scaled, n_pos), rtol=1e-4, atol=1e-5)
+    assert read.release()
+    assert not read.release()
+
+
+def test_rows_are_stored_once_where_they_are_repeated() -> None:
+    assert stored_once(7_100_000, 950_000)
+    assert not stored_once(100, 90)
