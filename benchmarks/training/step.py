@@ -7,9 +7,13 @@ steps, then steps that are timed as a whole, then steps in which each phase is t
     select              entries read and written
     decode, value gradients, weight gradients
                         2 operations an entry and column over the float32 rate, or the bytes of every row that is touched, once
+                        (outputs once a step); or, on a CPU, a row for every entry from a core's second cache: less than that
+                        no order of work reads, as no column of all rows fits into the first
     adam                weights, gradients of encoders and two moments, read and written
 
-Rates are those measured on this machine just before. A floor assumes nothing is read twice and nothing else happens.
+Rates are those measured on this machine just before: of copies of arrays that are larger than all caches, and of one of
+`CACHED_BYTES`, a thread alone, times the threads. A floor assumes nothing is read twice and nothing else happens.
+``memory_floor_ms`` is the same without the caches.
 
 Letters: S source layers, B tokens, F features, D width, C columns of a decoder row, n entries.
 """
@@ -48,7 +52,11 @@ from circuit_tracer.training.step import outputs, step
 from circuit_tracer.training.step.normalisation import Normalisation
 
 ENTRY_BYTES = 12  # feature and value of an entry
+CACHED_BYTES = 2**19  # of an array that stays in a core's second cache while it is copied
 PHASES = ("encode", "select", "decode", "value gradients", "weight gradients", "adam")
+
+
+Work = tuple[float, float, float]
 
 
 class Stopwatch:
@@ -59,6 +67,7 @@ class Stopwatch:
         self.seconds: dict[str, float] = defaultdict(float)
         self.flops: dict[str, float] = defaultdict(float)
         self.bytes: dict[str, float] = defaultdict(float)
+        self.cached: dict[str, float] = defaultdict(float)
         self.overhead = 0.0  # spent on counting
 
     def wait(self) -> float:
@@ -67,10 +76,8 @@ class Stopwatch:
             torch.cuda.synchronize()
         return time.perf_counter()
 
-    def timed(
-        self, phase: str, call: Callable[..., Any], work: Callable[..., tuple[float, float]]
-    ) -> Callable[..., Any]:
-        """`call`, timed; `work(result, *arguments)` tells its operations and bytes."""
+    def timed(self, phase: str, call: Callable[..., Any], work: Callable[..., Work]) -> Callable[..., Any]:
+        """`call`, timed; `work(result, *arguments)` tells its operations, bytes, and bytes that entries read from a cache."""
 
         def measured(*args: Any, **kwargs: Any) -> Any:
             if not self.on:
@@ -78,10 +85,11 @@ class Stopwatch:
             start = self.wait()
             result = call(*args, **kwargs)
             end = self.wait()
-            flops, moved = work(result, *args)
+            flops, moved, cached = work(result, *args)
             self.seconds[phase] += end - start
             self.flops[phase] += flops
             self.bytes[phase] += moved
+            self.cached[phase] += cached
             self.overhead += self.wait() - end
             return result
 
@@ -105,51 +113,53 @@ class Stopwatch:
             yield
 
 
-def _encode_work(found: SparseActivations, x_BD: Tensor, weight_FD: Tensor, *_: Any) -> tuple[float, float]:
+def _encode_work(found: SparseActivations, x_BD: Tensor, weight_FD: Tensor, *_: Any) -> Work:
     moved = _size(x_BD) + _size(weight_FD) + ENTRY_BYTES * len(found.feature)
-    return 2 * x_BD.shape[0] * weight_FD.numel(), moved
+    return 2 * x_BD.shape[0] * weight_FD.numel(), moved, 0.0
 
 
-def _select_work(chosen: selection.Selection, *_: Any) -> tuple[float, float]:
-    return 0.0, 2 * ENTRY_BYTES * sum(len(one.feature) for one in chosen.entries)
+def _select_work(chosen: selection.Selection, *_: Any) -> Work:
+    return 0.0, 2 * ENTRY_BYTES * sum(len(one.feature) for one in chosen.entries), 0.0
 
 
-def _decode_work(_: None, out_BC: Tensor, sources: Sequence[Written]) -> tuple[float, float]:
+def _decode_work(_: None, out_BC: Tensor, sources: Sequence[Written]) -> Work:
     flops = sum(_flops(one.entries, one.weight_FC) for one in sources)
-    return flops, sum(_touched(one.entries, one.weight_FC) for one in sources) + 2 * _size(out_BC)
+    moved = sum(_touched(one.entries, one.weight_FC) for one in sources) + 2 * _size(out_BC)
+    return flops, moved, flops / 2 * out_BC.element_size()
 
 
-def _value_work(_: Tensor, grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> tuple[float, float]:
-    return _flops(entries, weight_FC), _touched(entries, weight_FC) + _size(grad_BC)
+def _value_work(_: Tensor, grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Work:
+    flops = _flops(entries, weight_FC)
+    return flops, _touched(entries, weight_FC) + _size(grad_BC), flops / 2 * grad_BC.element_size()
 
 
-def _weight_work(
-    found_nC: Tensor, grad_BC: Tensor, entries: SparseActivations, start: int, stop: int, *_: Any
-) -> tuple[float, float]:
+def _weight_work(found_nC: Tensor, grad_BC: Tensor, entries: SparseActivations, start: int, stop: int, *_: Any) -> Work:
     """Gradients of outputs are read once a source."""
     pointers = entries.columns.feature_ptr
     n = int(pointers[stop] - pointers[start])
-    return 2.0 * n * grad_BC.shape[1], _size(found_nC) + (_size(grad_BC) if start == 0 else 0.0)
+    read = n * grad_BC.shape[1]
+    moved = _size(found_nC) + (_size(grad_BC) if start == 0 else 0.0)
+    return 2.0 * read, moved, float(read * grad_BC.element_size())
 
 
 def _both_work(
     found: tuple[Tensor, Tensor], grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor, *_: Any
-) -> tuple[float, float]:
+) -> Work:
     """A GPU's way, whose time is not shared out."""
-    return 2 * _flops(entries, weight_FC), _touched(entries, weight_FC) + _size(grad_BC) + _size(found[1])
+    return 2 * _flops(entries, weight_FC), _touched(entries, weight_FC) + _size(grad_BC) + _size(found[1]), 0.0
 
 
-def _adam_work(state: TrainingState) -> Callable[..., tuple[float, float]]:
-    def work(_: None, name: str, grad: Tensor) -> tuple[float, float]:
-        return 0.0, 2 * (_size(state.adam.weights[name]) + 2 * _size(state.adam.first[name])) + _size(grad)
+def _adam_work(state: TrainingState) -> Callable[..., Work]:
+    def work(_: None, name: str, grad: Tensor) -> Work:
+        return 0.0, 2 * (_size(state.adam.weights[name]) + 2 * _size(state.adam.first[name])) + _size(grad), 0.0
 
     return work
 
 
-def _adam_decoder_work(state: TrainingState) -> Callable[..., tuple[float, float]]:
-    def work(_: None, source: int, rows: slice, grad_nC: Tensor) -> tuple[float, float]:
+def _adam_decoder_work(state: TrainingState) -> Callable[..., Work]:
+    def work(_: None, source: int, rows: slice, grad_nC: Tensor) -> Work:
         weight = state.dictionary.W_dec[source]
-        return 0.0, 2 * grad_nC.numel() * (weight.element_size() + 2 * 4) + _size(grad_nC)
+        return 0.0, 2 * grad_nC.numel() * (weight.element_size() + 2 * 4) + _size(grad_nC), 0.0
 
     return work
 
@@ -213,23 +223,46 @@ def configuration(args: argparse.Namespace, folder: Path) -> TrainingConfig:
     )
 
 
-def phases(watch: Stopwatch, rates: machine.Machine, seconds: float, n_steps: int) -> list[dict[str, Any]]:
+def cache_rate(device: torch.device, threads: int) -> float:
+    """Bytes a second, read and written, of copies in the cores' second caches; infinite on a GPU, which has another order."""
+    if device.type != "cpu":
+        return float("inf")
+    before, times = torch.get_num_threads(), []
+    torch.set_num_threads(1)
+    try:
+        source = torch.ones(CACHED_BYTES // 4)
+        target = torch.zeros_like(source)
+        for _ in range(200):
+            start = time.perf_counter()
+            target.copy_(source)
+            times.append(time.perf_counter() - start)
+    finally:
+        torch.set_num_threads(before)
+    return threads * 2 * CACHED_BYTES / statistics.median(times)
+
+
+def phases(
+    watch: Stopwatch, rates: machine.Machine, cached: float, seconds: float, n_steps: int
+) -> list[dict[str, Any]]:
     """Milliseconds of a step by phase, and their floors. ``seconds``: of those steps in all, without counting."""
     watch.seconds["select"] -= watch.seconds["encode"]
     product = rates.flops["float32"]
     best = {"encode": max(rates.flops.values())}
     lines = []
     for name in PHASES:
-        floor = max(watch.flops[name] / best.get(name, product), watch.bytes[name] / rates.bytes_per_second)
-        lines.append({"phase": name, "ms": 1e3 * watch.seconds[name] / n_steps, "floor_ms": 1e3 * floor / n_steps})
+        memory = max(watch.flops[name] / best.get(name, product), watch.bytes[name] / rates.bytes_per_second)
+        floor = max(memory, watch.cached[name] / cached)
+        found = {"ms": watch.seconds[name], "floor_ms": floor, "memory_floor_ms": memory}
+        lines.append({"phase": name, **{unit: 1e3 * value / n_steps for unit, value in found.items()}})
     rest = seconds - sum(watch.seconds[name] for name in PHASES)
-    return [*lines, {"phase": "rest", "ms": 1e3 * rest / n_steps, "floor_ms": 0.0}]
+    return [*lines, {"phase": "rest", "ms": 1e3 * rest / n_steps, "floor_ms": 0.0, "memory_floor_ms": 0.0}]
 
 
 def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
     """Everything about the steps of one size."""
     device = torch.device(args.device)
     rates = machine.measure(device, ("float32", "bfloat16"), folder, args.threads)
+    cached = cache_rate(device, torch.get_num_threads())
     zeros, ones = torch.zeros(args.layers, args.width), torch.ones(args.layers)
     space = Normalisation(zeros, ones, zeros.clone(), ones.clone())  # the activations are normalised already
     config = configuration(args, folder)
@@ -248,9 +281,10 @@ def measured(args: argparse.Namespace, folder: Path) -> dict[str, Any]:
         "batch": args.batch,
         "step_seconds": timed,
         "peak_gb": peak,
-        "phases": phases(watch, rates, sum(watched) - watch.overhead, len(watched)) if watched else [],
+        "phases": phases(watch, rates, cached, sum(watched) - watch.overhead, len(watched)) if watched else [],
         "gflops": {name: rate / 1e9 for name, rate in rates.flops.items()},
         "copy_gb_per_second": rates.bytes_per_second / 1e9,
+        **({"cache_gb_per_second": cached / 1e9} if device.type == "cpu" else {}),
         "threads": torch.get_num_threads(),
         "versions": versions(),
     }
