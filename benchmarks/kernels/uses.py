@@ -138,9 +138,7 @@ def _attention(model: Model) -> Iterator[Use]:
     n = 2048  # a long prompt, whose pattern is made anew
     strip = new(model.heads, n, 1024)
     query, key, lse = new(model.heads, n, d), new(model.kv_heads, n, d), new(model.heads, n)
-    launch = _run(
-        attend_back._pattern_op, strip, query, key, lse, new(n, dtype=I64), new(n), 0, 0, d**-0.5, 50.0
-    )
+    launch = _run(attend_back._pattern_op, strip, query, key, lse, new(n, dtype=I64), new(n), 0, 0, d**-0.5, 50.0)
     yield Use("attend_back pattern", model.name, f"P {n}, strip 1024, d {d}", launch, 2.0 * strip.numel() * d, kind,
               nbytes(strip, query, key[:, :1024], lse))  # fmt: skip
 
@@ -153,16 +151,14 @@ def _contraction(model: Model) -> Iterator[Use]:
     flops = 2.0 * T * n * model.width
     moved = nbytes(g) + 2 * nbytes(out)
     rows = new(n, model.width)
-    launch = _run(
-        contract._contract_op, out, g, [rows], ptr, new(P, dtype=I64), None, None, None, model.active
-    )
+    launch = _run(contract._contract_op, out, g, [rows], ptr, new(P, dtype=I64), None, None, None, model.active)
     yield Use("contract", model.name, shape, launch, flops, product(F32, F32), moved + nbytes(rows))
     table = new(model.features, model.width, dtype=BF16)
     which, where = new(n, dtype=I64), new(n, dtype=I64)
-    launch = _run(
-        contract._contract_op, out, g, [table], ptr, where, which, which, new(n), model.active
+    launch = _run(contract._contract_op, out, g, [table], ptr, where, which, which, new(n), model.active)
+    yield Use(
+        "contract, addressed", model.name, shape, launch, flops, product(F32, BF16), moved + 2.0 * n * model.width
     )
-    yield Use("contract, addressed", model.name, shape, launch, flops, product(F32, BF16), moved + 2.0 * n * model.width)
 
 
 def _encoding(
