@@ -26,7 +26,5 @@ def test_threads_wait_passively_unless_the_user_says_how(
 ) -> None:
     given = {name: value for name, value in os.environ.items() if name not in NAMES}
     script = SCRIPT.format(first=first)
-    done = subprocess.run(
-        [sys.executable, "-c", script, *NAMES], env=given | set_by_user, capture_output=True, text=True
-    )
+    done = subprocess.run([sys.executable, "-c", script, *NAMES], env=given | set_by_user, capture_output=True, text=True)
     assert done.stdout.split() == expected.split(), done.stderr

@@ -49,7 +49,9 @@ def _project_op(out_nN: Tensor, row_nK: Tensor, digits_WKN: Tensor, add: bool) -
     n_columns = out_nN.shape[1]
     if not (n_rows and n_columns):
         return
-    _project[lambda meta: (triton.cdiv(n_columns, meta["BLOCK_C"]) * triton.cdiv(n_rows, meta["BLOCK_R"]),)](
+    _project[
+        lambda meta: (triton.cdiv(n_columns, meta["BLOCK_C"]) * triton.cdiv(n_rows, meta["BLOCK_R"]),)
+    ](
         out_nN,
         row_nK,
         digits_WKN,
@@ -73,13 +75,7 @@ CONFIGS = [
 ]
 
 
-@tuned(
-    CONFIGS,
-    triton.Config({"BLOCK_R": 16, "BLOCK_C": 16}),
-    key=["width", "n_columns"],
-    sizes=["n_rows"],
-    adds_to=["out"],
-)
+@tuned(CONFIGS, triton.Config({"BLOCK_R": 16, "BLOCK_C": 16}), key=["width", "n_columns"], sizes=["n_rows"], adds_to=["out"])
 @unspecialized("n_rows")
 def _project(
     out: tl.tensor,
@@ -109,9 +105,7 @@ def _project(
     rest = tl.full((BLOCK_R, BLOCK_C), 0, tl.float32)
     for at in tl.range(0, width, BLOCK_K):
         inside = at + k < width
-        left = tl.load(
-            row + r[:, None] * row_stride + (at + k)[None, :], mask=live_row[:, None] & inside[None, :], other=0
-        )
+        left = tl.load(row + r[:, None] * row_stride + (at + k)[None, :], mask=live_row[:, None] & inside[None, :], other=0)
         place = digits + (at + k)[:, None] * weight_row + (first_column + c)[None, :] * weight_column
         mask = inside[:, None] & live_column[None, :]
         right = tl.load(place, mask=mask, other=0)

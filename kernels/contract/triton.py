@@ -128,13 +128,7 @@ CONFIGS = [
 ]
 
 
-@tuned(
-    CONFIGS,
-    triton.Config({"BLOCK_T": 16, "BLOCK_N": 16}),
-    key=["width", "ADDRESSED"],
-    sizes=["n_rows"],
-    adds_to=["out"],
-)
+@tuned(CONFIGS, triton.Config({"BLOCK_T": 16, "BLOCK_N": 16}), key=["width", "ADDRESSED"], sizes=["n_rows"], adds_to=["out"])
 @unspecialized("n_rows", "out_stride")
 def _contract(
     out: tl.tensor,

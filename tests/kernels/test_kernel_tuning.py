@@ -77,9 +77,7 @@ def test_the_fastest_is_launched_and_the_next_process_knows_it(timed: list[int],
     assert not [path for path in record.parent.iterdir() if path != record]
 
 
-@pytest.mark.parametrize(
-    "broken", [b"", b"{", b"[]", b'{"number": 3}', b'{"number": true}', b'{"number": "1"}', b"\xff"]
-)
+@pytest.mark.parametrize("broken", [b"", b"{", b"[]", b'{"number": 3}', b'{"number": true}', b'{"number": "1"}', b"\xff"])
 def test_a_broken_file_is_as_good_as_none(broken: bytes, timed: list[int], tmp_path: Path) -> None:
     tuned(16, 64, 32)[(1,)](torch.zeros(2), 100, 8)
     [record] = kept(tmp_path)
