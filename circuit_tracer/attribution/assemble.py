@@ -43,7 +43,10 @@ def assemble(
     unselected, unselected_mass = (torch.zeros(layout.n_nodes, dtype=torch.float64) for _ in range(2))
     found = [(piece.node, piece.left_out()) for piece in layout.pieces()]
     if found:
-        node, (count, left, mass) = torch.cat([node for node, _ in found]), torch.cat([each for _, each in found], 1).cpu()
+        node, (count, left, mass) = (
+            torch.cat([node for node, _ in found]),
+            torch.cat([each for _, each in found], 1).cpu(),
+        )
         counts[node], unselected[node], unselected_mass[node] = count.long(), left, mass
     edges = _joined(store.ranks, *_filled(layout, counts, pre_activation.dtype))
 

@@ -138,7 +138,9 @@ class FinishedBlock:
     def flow_(self, received: Tensor, start: int, stop: int, share: Tensor) -> None:
         """Add to (N,) float64 what features receive when row i of start .. stop - 1 passes on `share[i]` of each |edge|."""
         if isinstance(self.edges, SparseEdges):
-            received[: self.n_columns] += self.edges.weighted_sum(start, stop, share, self.n_columns).to(received.device)
+            received[: self.n_columns] += self.edges.weighted_sum(start, stop, share, self.n_columns).to(
+                received.device
+            )
             return
         found = None
         for rows, weight in _passing(self.edges[start:stop, : self.n_columns], share):

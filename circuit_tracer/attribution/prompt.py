@@ -194,9 +194,7 @@ def linearise(
 
 def encode(network: FrozenNetwork, transcoders: Transcoders, keep_P: Tensor) -> ActiveFeatures:
     """Active features of the prompt at the kept positions; never a dense (L, P, F) array."""
-    parts = [
-        transcoders.encode_positions(layer, network.transcoder_input(layer)) for layer in range(network.n_layers)
-    ]
+    parts = [transcoders.encode_positions(layer, network.transcoder_input(layer)) for layer in range(network.n_layers)]
     found = ActiveFeatures.from_layers(parts).to("cpu")
     kept = keep_P[found.position]
     active = ActiveFeatures(found.layer[kept], found.position[kept], found.index[kept], found.value[kept])

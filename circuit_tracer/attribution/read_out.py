@@ -69,7 +69,9 @@ class ReadOut:
         place = torch.zeros(len(which), dtype=torch.int64)  # of each row among those read; the first is of attention's
         for depth in layer[~of_attention].unique().tolist():
             here = torch.nonzero((layer == depth) & ~of_attention).flatten()
-            read, added = transcoders.reads(depth, index[here], position[here], partial(network.transcoder_input, depth))
+            read, added = transcoders.reads(
+                depth, index[here], position[here], partial(network.transcoder_input, depth)
+            )
             place[here] = torch.arange(len(here)) + sum(map(len, rows))
             rows.append(read.to(device, dtype))
             biases.append(added.to(device, dtype))
