@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 
-from circuit_tracer.attribution import reference_dense
+from circuit_tracer.attribution import reference_dense, sweep
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.reference import FrozenModel, reference_graph
 from circuit_tracer.attribution.stream_targets import DIRECTION_SITES
@@ -60,6 +60,15 @@ TARGETS: dict[str, list[Any]] = {
 
 @pytest.mark.parametrize("case", rotation(), ids=str)
 def test_engine_equals_reference_for_every_architecture_and_hook(case: Case) -> None:
+    model = build(case)
+    assert_same_graph(attribute(IDS, model, max_n_logits=3), reference_graph(model, IDS, max_n_logits=3))
+
+
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_tokens_are_the_same_behind_the_first_attention_and_before_it(
+    case: Case, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sweep, "REACH_BYTES", 0)
     model = build(case)
     assert_same_graph(attribute(IDS, model, max_n_logits=3), reference_graph(model, IDS, max_n_logits=3))
 
