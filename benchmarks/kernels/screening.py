@@ -137,9 +137,7 @@ def measure(encoder: Encoder, prompts: list[Tensor]) -> dict[str, Any]:
         for x_PD in prompts:
             new = now(x_PD, encoder, activation, coarse)
             other = now(x_PD, encoder, activation, float32)
-            assert all(map(torch.equal, new[:2], other[:2])), (
-                f"{name}: coarse and float32 products differ"
-            )
+            assert all(map(torch.equal, new[:2], other[:2])), f"{name}: coarse and float32 products differ"
             if name == "threshold":
                 found, mistakes = wrong(x_PD, encoder, cut_F, before(x_PD, encoder, activation), new)
                 assert not mistakes, f"{mistakes} entries are not what exact sums say"
