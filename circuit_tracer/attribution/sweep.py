@@ -126,7 +126,7 @@ class Sweep:
     def _block(self, members: Sequence[tuple[int, Tensor, ReadOut]]) -> list[EdgeBlock]:
         """The blocks of some targets of each of some prompts: (prompt, which targets, what they read)."""
         flight = _Flight(self, members)
-        network, replaced = flight.network, flight.replaced
+        network, replaced, reach = flight.network, flight.replaced, None
         flight.join(network.n_layers)
         flight.join_stream(network.n_layers, True)
         for layer in reversed(range(network.n_layers)):
@@ -137,10 +137,9 @@ class Sweep:
                 flight.read_off_attention(layer)
             flight.skip_back_(layer)
             if flight.at_one_position and not network.parallel and layer not in replaced:
-                if layer == 0 and self.reach is not None:
+                if layer == 0 and (reach := self.reach) is not None:
                     flight.join(layer)
-                    flight.read_tokens_through(self.reach)
-                    return flight.blocks
+                    break
                 flight.attend_back_and_join(layer)
                 continue
             here = flight.join(layer)
@@ -153,7 +152,10 @@ class Sweep:
             flight.join_stream(layer, True)
         flight.read_waiting()
         flight.read_shared()
-        flight.read_tokens()
+        if reach is None:
+            flight.read_tokens()
+        else:
+            flight.read_tokens_through(reach)
         return flight.blocks
 
 
@@ -298,7 +300,6 @@ class _Flight:
                 self.prompts[number].decoder.contract_(layer, rows_TPD, block.feature[: len(rows_TPD)])
             error_PD = self.errors[number][layer, : rows_TPD.shape[1]]
             block.error[: len(rows_TPD), layer] = contract_each(rows_TPD, error_PD)
-
         decoder = self.prompts[0].decoder
         waiting = sum(rows.nbytes + decoder.bytes_at(layer, rows.shape[1]) for layer, rows in self.waiting)
         if waiting > BYTES_WAITING:
