@@ -5,7 +5,7 @@
 
 Without a model inputs and dictionaries are random, one feature in a hundred active; with one also what a layer of a dictionary
 that reads the residual stream before MLPs (`hook_resid_mid`) reads on texts. Nothing is reported unless on 1,000 prompts of 25
-tokens both products give the same entries, and wherever the dense float32 selection differs, an exact sum says that it was wrong.
+tokens both products give the same entries, and wherever the dense float32 selection differs, an exact sum says it was wrong.
 
 Letters: P tokens, D width, F features.
 """
@@ -24,7 +24,7 @@ from torch import Tensor
 
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import INPUTS, RESULTS
-from circuit_tracer.kernels.encode.coarse import pays
+from circuit_tracer.kernels.encode.coarse import has_bfloat16_products
 from circuit_tracer.kernels.encode.kept import Kept
 from circuit_tracer.kernels.encode.scan import positive
 from circuit_tracer.transcoders import JumpReLU, TopK
@@ -189,7 +189,10 @@ def main() -> None:
             bias_F = dictionary.encoder_bias(args.layer)
             encoder = Encoder(weight_FD, bias_F, name, cut_F.expand(len(bias_F)).contiguous())
             found.append(measure(encoder, list(model_inputs(args.model, args.layer))))
-    write_results(args.out, {**describe(threads=torch.get_num_threads()), "fast_bfloat16": pays(), "encoders": found})
+    write_results(
+        args.out,
+        {**describe(threads=torch.get_num_threads()), "bfloat16_products": has_bfloat16_products(), "encoders": found},
+    )
     for each in found:
         print(each)
 

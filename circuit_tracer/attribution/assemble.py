@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -178,17 +179,21 @@ class _Layout:
             step = max(1, (_PIECE if device.type == "cpu" else _PIECE_ON_GPU) // block.width)
             for first in range(0, len(node), step):
                 rows = slice(first, first + step)
-                parts = [block.dense(rows).to(device).index_select(1, place), block.total[rows], block.mass[rows]]
+                weight, total, mass = (
+                    block.dense(rows).to(device).index_select(1, place),
+                    block.total[rows],
+                    block.mass[rows],
+                )
                 kept = torch.nonzero(node[rows] >= 0).flatten()
                 if 0 < len(kept) < len(node[rows]):
                     there = kept.to(device, non_blocking=True)
-                    parts = [part.index_select(0, there) for part in parts]
+                    weight, total, mass = (part.index_select(0, there) for part in (weight, total, mass))
                 if len(kept):
-                    yield _Piece(node[rows][kept], *parts, source)
+                    yield _Piece(node[rows][kept], weight, total, mass, source)
 
     def _sources(self, block: FinishedBlock) -> tuple[Tensor, Tensor]:
         """Which columns of a block are nodes, and which nodes, ascending: (W',), where the rows lie."""
-        place = {"device": self.store.device}
+        place: dict[str, Any] = {"device": self.store.device}
         features = places_of_nonzero(self._columns_there < block.n_columns, int((self.columns < block.n_columns).sum()))
         first = self.first_error + torch.arange(self.n_errors, **place)[:, None] * self.n_pos
         errors = first + torch.arange(block.n_pos, **place)

@@ -92,18 +92,18 @@ class FinishedBlock:
         """Sum the rows of a swept block, and drop what `keep_mass` lets go (in place)."""
         total, mass = _sums(block.edges)
         ptr = torch.bincount(block.step, minlength=n_steps + 2).flip(0).cumsum(0).flip(0).tolist()
-        edges: Tensor | SparseEdges = block.edges
-        dropped = 0.0
-        if keep_mass < 1 and edges.numel():
-            step = _rows_a_piece(edges.shape[1], edges.device)
-            kept = torch.cat([_thin_(rows, keep_mass) for rows in edges.split(step)])
+        dense, dropped = block.edges, 0.0
+        edges: Tensor | SparseEdges = dense
+        if keep_mass < 1 and dense.numel():
+            step = _rows_a_piece(dense.shape[1], dense.device)
+            kept = torch.cat([_thin_(rows, keep_mass) for rows in dense.split(step)])
             # (T, 2): the only thing that the host hears of a block
-            counts_and_kept = torch.stack([torch.count_nonzero(edges, dim=1).to(kept.dtype), kept], dim=1).cpu()
+            counts_and_kept = torch.stack([torch.count_nonzero(dense, dim=1).to(kept.dtype), kept], dim=1).cpu()
             counts = counts_and_kept[:, 0].long()
             dropped = 1 - float(counts_and_kept[:, 1].min())
             # a column number takes as much room as a weight (in float32)
-            if 2 * int(counts.sum()) < edges.numel():
-                edges = SparseEdges.of(edges, counts)
+            if 2 * int(counts.sum()) < dense.numel():
+                edges = SparseEdges.of(dense, counts)
         return cls(row, block.n_pos, block.n_columns, edges, total, mass, ptr, dropped)
 
     def to(self, device: torch.device) -> FinishedBlock:

@@ -72,10 +72,10 @@ def largest_below(store: FinishedRows, weight_K: Tensor, budget: int, influence:
     while below < following:
         found = members.influence(weight_K, threshold)
         seen = _seen(found, threshold, budget)
-        if seen.count <= budget:
+        if seen.reaching <= budget:
             above, following = threshold, seen.outside
             at_last = found if members is store else None
-            if seen.count == budget:
+            if seen.reaching == budget:
                 break
         else:
             below = seen.inside
@@ -94,7 +94,7 @@ def largest_below(store: FinishedRows, weight_K: Tensor, budget: int, influence:
 class _Seen(NamedTuple):
     """What the host hears of a pass at a threshold."""
 
-    count: int  # influences that reach it
+    reaching: int  # how many influences reach it
     outside: float  # the largest that does not, 0 if there is none
     inside: float  # the smallest that does
     value: float  # the largest but so many

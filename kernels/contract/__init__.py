@@ -8,6 +8,7 @@ Letters: T rows in flight, P positions, D d_model, n sources that write here, N 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -43,7 +44,7 @@ def contract_(
 
         return triton.contract_(out_TN, g_TPD, source_nD, source_ptr, column)
     few = out_TN.shape[0] <= FEW_ROWS
-    counts = [stop - start for start, stop in zip(source_ptr, source_ptr[1 : g_TPD.shape[1] + 1], strict=False)]
+    counts = [stop - start for start, stop in pairwise(source_ptr[: g_TPD.shape[1] + 1])]
     sources = source_nD[source_ptr[0] : source_ptr[len(counts)]].split_with_sizes(counts)
     for g_TD, out_Tn, source in zip(g_TPD.unbind(1), _columns(out_TN, column, counts), sources, strict=False):
         if not out_Tn.shape[1]:

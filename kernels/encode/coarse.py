@@ -5,8 +5,6 @@ Letters: B tokens, D width, F features, C columns of the coarse product: D, the 
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -21,7 +19,6 @@ LARGEST = 2.0**120  # what products of norms have to stay below: nothing overflo
 TINY = 2.0**-100  # more than all that is lost where products are flushed to zero
 SILENT = -(2.0**127)  # what padding adds: below whatever else is added
 HALF = 2.0**-8  # relative error of a rounding to bfloat16
-WORTH = 2.0  # how many times faster bfloat16 has to be
 
 
 @dataclass(frozen=True)
@@ -75,18 +72,8 @@ def _rounded_up(norm: Tensor, width: int) -> Tensor:
 
 
 @lru_cache(maxsize=1)
-def pays() -> bool:
-    """Whether this machine multiplies bfloat16 faster than float32, measured once a process; some milliseconds."""
-    x_BD, weight_FD = torch.ones(64, 512), torch.ones(1024, 512)
-    half = weight_FD.bfloat16(), x_BD.bfloat16().T
-    return WORTH * _fastest(lambda: torch.mm(*half)) < _fastest(lambda: torch.mm(weight_FD, x_BD.T))
-
-
-def _fastest(product: Callable[[], Tensor]) -> float:
-    product()
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
-        product()
-        times.append(time.perf_counter() - start)
-    return min(times)
+def has_bfloat16_products() -> bool:
+    """Whether this CPU has instructions for them. Not measured: a machine that is busy for a moment would take the other way,
+    and values would differ in their last bits from one process to the next."""
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name)() for name in checks if hasattr(torch.cpu, name))

@@ -21,7 +21,8 @@ OWN_ROUNDING = 2.0**-22  # of a number, more than its rounding to float32
 
 def norms(rows: Tensor) -> Tensor:
     """Norms of rows, float32."""
-    return torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+    norm: Tensor = torch.linalg.vector_norm(rows, dim=1, dtype=torch.float32)
+    return norm
 
 
 def bounding(norm: Tensor) -> Tensor:

@@ -12,12 +12,11 @@ from typing import Generic, TypeVar
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.encode import coarse
-from circuit_tracer.kernels.encode.coarse import Coarse
+from circuit_tracer.kernels.encode.coarse import Coarse, has_bfloat16_products
 from circuit_tracer.kernels.encode.exact import Cuts, Rows, norms
 from circuit_tracer.kernels.encode.scan import lifted
 
-AT_ONCE = 256  # tokens that pay for a coarse copy by themselves
+AT_ONCE = 256  # tokens from which on the scan is faster, its coarse copy included
 LEAST_WEIGHTS = 2**16  # with fewer, what is saved is less than what it takes to begin
 
 Made = TypeVar("Made")
@@ -66,8 +65,8 @@ class Weights:
         return torch.zeros_like(self.norm_F)
 
     def make_coarse(self) -> None:
-        """Make the coarse copy, where products with it pay."""
-        if self.coarse is None and self.weight_FD.numel() >= LEAST_WEIGHTS and coarse.pays():
+        """Make the coarse copy, where products with it are faster."""
+        if self.coarse is None and self.weight_FD.numel() >= LEAST_WEIGHTS and has_bfloat16_products():
             self.coarse = Coarse.of(self.weight_FD, self.norm_F)
             self._cuts = _Once()
 
@@ -104,12 +103,13 @@ class Kept:
         return 0 if weights is None or weights.coarse is None else weights.coarse.weight_FC.nbytes
 
     def of(self, weight_FD: Tensor, n_rows: int) -> Weights:
-        """What is known of the weights; where no copy is kept, with one for ``n_rows`` tokens if these pay for it."""
+        """What is known of the weights, with a coarse copy for as many tokens as gain by it: on one machine, the number of
+        tokens alone says which way they take."""
         weights = self._weights(lambda: Weights(weight_FD), weight_FD)
-        if self._may_copy:
-            weights.make_coarse()
-            return weights
-        return of_one_call(weight_FD, n_rows, weights.norm_F)
+        if not self._may_copy or n_rows < AT_ONCE:
+            return of_one_call(weight_FD, n_rows, weights.norm_F)
+        weights.make_coarse()
+        return weights
 
 
 def of_one_call(weight_FD: Tensor, n_rows: int, norm_F: Tensor | None = None) -> Weights:

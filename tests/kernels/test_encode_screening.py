@@ -18,7 +18,7 @@ B, D, F, K = 70, 96, 300, 5
 
 @pytest.fixture(autouse=True)
 def _coarse_products_pay(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuit_tracer.kernels.encode.coarse.pays", lambda: True)
+    monkeypatch.setattr("circuit_tracer.kernels.encode.kept.has_bfloat16_products", lambda: True)
     monkeypatch.setattr("circuit_tracer.kernels.encode.kept.LEAST_WEIGHTS", 0)
 
 

@@ -218,7 +218,7 @@ def test_blocks_change_nothing(
 
 @pytest.fixture
 def scan(monkeypatch: pytest.MonkeyPatch) -> Callable[[Problem], SparseActivations]:
-    monkeypatch.setattr("circuit_tracer.kernels.encode.coarse.pays", lambda: True)
+    monkeypatch.setattr("circuit_tracer.kernels.encode.kept.has_bfloat16_products", lambda: True)
     monkeypatch.setattr("circuit_tracer.kernels.encode.kept.LEAST_WEIGHTS", 0)
 
     def run(problem: Problem) -> SparseActivations:

@@ -9,7 +9,8 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from circuit_tracer.kernels.decode import Written, decode_sources_
+from circuit_tracer.kernels.decode import decode_sources_
+from circuit_tracer.kernels.decode.columns import Written
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.step.dictionary import Dictionary
