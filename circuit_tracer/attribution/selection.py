@@ -60,8 +60,8 @@ def largest_below(store: FinishedRows, weight_K: Tensor, budget: int, influence:
     A pass at a threshold tells more than whom it selects: with the same selection pass all thresholds down to the largest
     influence of those outside, or up to the smallest of those inside. So the bracket closes when no selection is between its
     ends. Inside, "the budget-th largest influence under the last threshold" is tried first. The second such threshold lets at
-    least as many pass as there may be. All that follow are higher: from then on those it selects are looked at by themselves, and
-    all columns once more in the end.
+    least as many pass as there may be. All that follow are higher: from then on those it selects are looked at by themselves,
+    and all columns once more in the end.
 
     influence: (N,), when all rows pass it on.
     """

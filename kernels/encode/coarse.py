@@ -68,7 +68,8 @@ class Coarse:
 
 def _rounded_up(norm: Tensor, width: int) -> Tensor:
     """bfloat16 not below a norm of ``width`` numbers, whatever underflowed when it was computed or will in the product."""
-    return (norm * (1 + 2**-7 + 2**-9) + width**0.5 * 2.0**-60).bfloat16()
+    rounded: Tensor = (norm * (1 + 2**-7 + 2**-9) + width**0.5 * 2.0**-60).bfloat16()
+    return rounded
 
 
 @lru_cache(maxsize=1)
