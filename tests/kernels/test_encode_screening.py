@@ -20,6 +20,7 @@ B, D, F, K = 70, 96, 300, 5
 def _coarse_products_pay(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("circuit_tracer.kernels.encode.kept.has_bfloat16_products", lambda: True)
     monkeypatch.setattr("circuit_tracer.kernels.encode.kept.LEAST_WEIGHTS", 0)
+    monkeypatch.setattr("circuit_tracer.kernels.encode.kept.AT_ONCE", B)
 
 
 def draw(seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor, Tensor]:
@@ -192,7 +193,8 @@ def test_what_is_kept_follows_the_weights() -> None:
 
     before = entries()
     assert kept.n_bytes > F * D * 2
-    assert kept.of(weight_FD, 1) is kept.of(weight_FD, 1)
+    assert kept.of(weight_FD, B) is kept.of(weight_FD, B)
+    assert kept.of(weight_FD, B - 1).coarse is None  # whatever is kept, few tokens take the product
     for change in (weight_FD, bias_F, cut_F):
         change[3:9] *= 0.5
         assert_same(entries(), found(x_BD, weight_FD, bias_F, cut_F, coarse=False))
