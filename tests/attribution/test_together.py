@@ -32,7 +32,7 @@ def drawn(count: int, seed: int, longest: int = 9) -> list[Tensor]:
     return [torch.randint(3, 46, (length,), generator=generator) for length in lengths]
 
 
-def assert_same(found: object, expected: Graph) -> None:
+def assert_same(found: object, expected: Graph, tolerance: float | None = None) -> None:
     """Same nodes; edges within rounding of the largest of their row, sums within rounding of their terms."""
     assert isinstance(found, Graph), found
     for name in ("input_tokens", "active_features", "selected_features"):
@@ -40,7 +40,7 @@ def assert_same(found: object, expected: Graph) -> None:
     assert [target.token_str for target in found.logit_targets] == [
         target.token_str for target in expected.logit_targets
     ]
-    tolerance = TOLERANCE[expected.adjacency_matrix.dtype]
+    tolerance = tolerance or TOLERANCE[expected.adjacency_matrix.dtype]
     assert_equal(found.activation_values, expected.activation_values, tolerance)
     largest = expected.adjacency_matrix.abs().amax(1).clamp_min(1e-30)
     assert float(((found.adjacency_matrix - expected.adjacency_matrix).abs().amax(1) / largest).max()) <= tolerance
@@ -122,7 +122,8 @@ def test_odd_prompts_and_options(lengths: list[int], targets: list[Any] | None, 
 def test_graphs_of_bfloat16_weights_are_those_of_single_prompts() -> None:
     model, prompts = build(CASES[0], torch.bfloat16), drawn(4, seed=2)
     for prompt, found in zip(prompts, attribute_together(prompts, model), strict=True):
-        assert_same(found, attribute(prompt, model))
+        # the model's own pass is in bfloat16, and CPUs with products of it round them by the shape of a batch
+        assert_same(found, attribute(prompt, model), tolerance=2**-8)
 
 
 def single(prompt: Any, model: ReplacementModel, targets: Any) -> Graph | CircuitTracerError:
