@@ -57,7 +57,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "version": set(),
     "workers": set(),
     "neuronpedia": {"errors", "http"},
-    "kernels": {"errors"},  # stands alone, so that each kernel is tested by itself
+    "kernels": {"errors", "workers"},  # stands alone otherwise, so that each kernel is tested by itself
     "models": {"arguments", "errors", "files", "hub_connection", "kernels", "progress"},
     "text": {"errors", "files", "hub_connection", "models"},
     "transcoders": {
