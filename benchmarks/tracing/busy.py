@@ -36,7 +36,7 @@ from benchmarks.common.processes import answer, our_command
 GOAL = 2.5  # times the quiet time, beside two loops on two cores
 LOOPS = (0, 2, 5)
 # counts until the process that started it is gone; looks every few milliseconds
-LOOP = "import os\nparent = os.getppid()\nwhile os.getppid() == parent:\n    for _ in range(100_000): pass"
+LOOP = "import os, sys\nwhile os.getppid() == int(sys.argv[1]):\n    for _ in range(100_000): pass"
 
 
 @contextmanager
@@ -45,7 +45,7 @@ def busy(count: int) -> Iterator[list[int]]:
     loops: list[subprocess.Popen[bytes]] = []
     try:
         for _ in range(count):
-            loops.append(subprocess.Popen([sys.executable, "-S", "-c", LOOP]))
+            loops.append(subprocess.Popen([sys.executable, "-S", "-c", LOOP, str(os.getpid())]))
         yield [loop.pid for loop in loops]
     finally:
         for loop in loops:
