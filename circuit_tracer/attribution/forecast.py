@@ -14,6 +14,7 @@ from circuit_tracer.attribution.prompt import paired
 from circuit_tracer.attribution.trace_sizes import TraceSizes
 from circuit_tracer.errors import InputError
 from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.models.surroundings import fitting_threads
 from circuit_tracer.transcoders.activations import TopK
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.transcoders.neurons import Neurons
@@ -73,7 +74,9 @@ def forecast(
     held = loaded_bytes(outlined, transcoders, dtype, lazy_encoder, lazy_decoder)
     now = held_bytes(device)
     budget = memory or max(now + free_bytes(device) // processes, held)
-    return plan_memory(work, now + held, budget, batch_size, may_keep_rows, workers=workers_on(device))
+    with fitting_threads(outlined.config.d_model):
+        workers = workers_on(device)
+    return plan_memory(work, now + held, budget, batch_size, may_keep_rows, workers=workers)
 
 
 def active_features(transcoders: Transcoders, active: float | None) -> float:

@@ -37,6 +37,7 @@ def encode(
         weight_FD: (F, D) of any floating dtype.
         bias_F: (F,).
         cut_F: (F,).
+        kept: What is known of these weights from the last call, and is kept for the next one (kept.py).
 
     Returns:
         The entries, token by token.
@@ -71,7 +72,7 @@ def encode_top_k(
         weight_FD: (F, D).
         bias_F: (F,).
         k: How many a token, positive.
-        kept: What `encode` keeps.
+        kept: As in `encode`.
 
     Returns:
         The entries, token by token.

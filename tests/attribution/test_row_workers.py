@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from circuit_tracer import attribute_together
-from circuit_tracer.attribution import sweep, trace
+from circuit_tracer.attribution import decoder_rows, sweep, trace
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.plan import MemoryPlan, plan_memory
 from circuit_tracer.attribution.sweep import Sweep
@@ -43,6 +43,7 @@ def test_the_number_of_workers_changes_no_bit(
     model, offered = build(CASE, torch.float32), []
     if shared:
         offer = sweep.share
+        monkeypatch.setattr(decoder_rows, "SOURCES_A_ROW", 1000)  # a row kept for each source
         monkeypatch.setattr(sweep, "WORTH_SHARING", 0)
         monkeypatch.setattr(sweep, "BYTES_WAITING", 1000)
         monkeypatch.setattr(sweep, "share", lambda work, parts: offered.append(1) or offer(work, parts))

@@ -81,7 +81,8 @@ def test_prompts_of_a_family_are_traced_together(name: str) -> None:
     for prompt, found in zip(prompts, attribute_together(prompts, model), strict=True):
         expected = attribute(prompt, model)
         assert torch.equal(found.active_features, expected.active_features)
-        assert_equal(found.adjacency_matrix, expected.adjacency_matrix)
+        # the code of some rounds to float32 on its way, and a batch and a prompt to different sides
+        assert_equal(found.adjacency_matrix, expected.adjacency_matrix, 1e-7)
 
 
 @pytest.mark.parametrize("name", ["bloom", "deepseek_v3", "gemma4_text", "laguna", "opt", "qwen3_next"])

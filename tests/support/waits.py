@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from circuit_tracer import ReplacementModel
-from circuit_tracer.kernels.contract import contract_
+from circuit_tracer.kernels.contract import AddressedRows, contract_, contract_rows_
 from circuit_tracer.kernels.device import kernels_on
 from circuit_tracer.models import plain
 from circuit_tracer.models.parts import bind
@@ -310,9 +310,22 @@ def _place() -> str:
     return f"{frame.f_code.co_filename[len(ROOT) + 1 :]}:{frame.f_lineno} {frame.f_code.co_name}"
 
 
-def _contract(out_TN: Tensor, g_TPD: Tensor, tables: list[Tensor], ptr: Tensor, column: Tensor, *rest: Any) -> None:
-    """`kernels/contract/triton.py`, of sources side by side."""
-    contract_(out_TN, g_TPD, tables[0], ptr.tolist(), column.tolist())
+def _contract(
+    out_TN: Tensor,
+    g_TPD: Tensor,
+    tables: list[Tensor],
+    ptr: Tensor,
+    column: Tensor,
+    table: Tensor | None = None,
+    row: Tensor | None = None,
+    scale: Tensor | None = None,
+    *rest: Any,
+) -> None:
+    """`kernels/contract/triton.py`, of sources side by side, or where they are stored."""
+    if table is None or row is None or scale is None:
+        contract_(out_TN, g_TPD, tables[0], ptr.tolist(), column.tolist())
+    else:
+        contract_rows_(out_TN, g_TPD, AddressedRows(tables, table, row, scale, column, ptr.tolist()))
 
 
 def _mix(

@@ -89,9 +89,11 @@ def gradient_bytes(work: TrainingCost) -> int:
 
 
 def encode_bytes(work: TrainingCost) -> int:
-    """Bytes of a block of pre-activations, and of what is found in it."""
-    whole = 6 * work.part * work.owned
-    return min(whole, ENCODE_BYTES["cpu" if work.on_cpu else "cuda"])
+    """Bytes of a block of pre-activations, and of what is found in it; on a CPU also of an encoder's coarse copy in bfloat16,
+    and of what that is made of.
+    """
+    block = min(6 * work.part * work.owned, ENCODE_BYTES["cpu" if work.on_cpu else "cuda"])
+    return block + (10 * work.owned * work.sizes.d_model if work.on_cpu else 0)
 
 
 def moment_bytes(work: TrainingCost) -> int:
