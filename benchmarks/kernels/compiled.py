@@ -1,6 +1,6 @@
 """What compiled kernels take of a GPU, and the least time of their launches, on a machine without one. Nothing runs.
 
-    python -m benchmarks.kernels.compiled          # sm_80, sm_90, sm_100: a minute or two on two cores, seconds the next time
+    python -m benchmarks.kernels.compiled          # sm_80, sm_90, sm_100: minutes, half of one the next time
 
 Every kernel is compiled at the shapes of `uses.py` in each of its configurations. From the binaries come registers, spilled
 bytes and shared memory, from these the programs that a multiprocessor holds (`occupancy.py`); from the use its operations and

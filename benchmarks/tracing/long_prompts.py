@@ -5,7 +5,7 @@
 25 to 1,000 tokens with 2,000 features expanded; 4,000 tokens with 200; and 1,000 tokens with the per-layer dictionary. Each
 runs in a process of its own (trace_once.py). Beside the seconds stands what the law predicts from the shortest prompt: rows x
 tokens x (layers + attended tokens), attended tokens being half the prompt; what took most of them; and the operations of
-exactly these rows (flops.py), over the seconds. About 20 minutes on two quiet cores. Ends with status 1 if a length takes more
+exactly these rows (flops.py), over the seconds. Ends with status 1 if a length takes more
 than 1.3 times what the law says, or more memory than was given.
 """
 

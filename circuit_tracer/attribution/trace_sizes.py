@@ -93,8 +93,12 @@ class TraceSizes:
         distinct = self.distinct_L
         if distinct is None:
             distinct = self.active_LP.sum(1).clamp_max(self.features_a_layer)
-        reach = (self.written_LP.sum(1) > self.active_LP.sum(1)).any()
-        return distinct.cumsum(0) if reach else distinct
+        return distinct.cumsum(0) if self.cross_layer else distinct
+
+    @property
+    def cross_layer(self) -> bool:
+        """Whether features write to later layers too, as far as these tell."""
+        return bool((self.written_LP.sum(1) > self.active_LP.sum(1)).any())
 
     @property
     def stored_once(self) -> bool:
@@ -144,9 +148,8 @@ class TraceSizes:
         if not keep_rows:
             return self.gathered(chunk)
         row, layers = self.config.d_model * self.item, len(self.tables)
-        reach = bool((self.written_LP.sum(1) > self.active_LP.sum(1)).any())
-        own = self.tables.diff(prepend=self.tables.new_zeros(1)) if reach else self.tables
-        targets = torch.arange(layers, 0, -1) if reach else torch.ones_like(own)
+        own = self.tables.diff(prepend=self.tables.new_zeros(1)) if self.cross_layer else self.tables
+        targets = torch.arange(layers, 0, -1) if self.cross_layer else torch.ones_like(own)
         of_workers = int((own * targets).sort(descending=True).values[:workers].sum())
         copies = 0 if self.stored_once else 2 * workers * int(self.active_LP.sum(1).max())
         return (of_workers + copies) * row
