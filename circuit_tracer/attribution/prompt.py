@@ -64,9 +64,10 @@ class LinearPrompt:
         return self.decoder.sources
 
     def release(self) -> bool:
-        """Keep no decoder rows from now on; False if none were kept."""
+        """Keep neither decoder rows nor weights of attention from now on; False if none were kept."""
         decoders = [self.decoder] if self.attention is None else [self.decoder, self.attention.decoder]
-        return sum(decoder.release() for decoder in decoders) > 0
+        kept = [self.network.release_projections(), *(decoder.release() for decoder in decoders)]
+        return any(kept)
 
     @property
     def captured(self) -> PromptCapture:

@@ -9,7 +9,11 @@ import pytest
 import torch
 
 from circuit_tracer.attribution.finished_block import FinishedBlock
-from tests.support.waiting_cases import CASES, count, embedded, trace
+from circuit_tracer.kernels.attend_back import projections
+from circuit_tracer.models import frozen
+from circuit_tracer.models.capture import capture
+from circuit_tracer.models.frozen import FrozenNetwork
+from tests.support.waiting_cases import CASES, count, embedded, small, trace
 from tests.support.waits import DEVICE, Counted, counting, on_device
 
 # reads, uploads, launches: what was counted when this was written. Fewer are welcome: lower the number then.
@@ -109,3 +113,34 @@ def test_copies_and_numbers() -> None:
     assert back == ([4.0, 6.0], [1.0, 2.0, 2.0])
     assert (counted.reads.total(), counted.uploads.total(), counted.not_waited_for) == (2, 3, 1)
     assert counted.launches.total() == 2
+
+
+@pytest.mark.parametrize("keep", [False, True])
+def test_weights_of_attention_are_made_ready_once(keep: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Those that are not small are kept where the plan says so; they are digits then, and give what the CPU gives."""
+    made, digits_of = [], projections.digits_of
+    monkeypatch.setattr(projections, "digits_of", lambda weight: made.append(weight.shape) or digits_of(weight))
+    monkeypatch.setattr(frozen, "KEPT_PROJECTIONS", 0)
+    model = small()
+    ids, hooks = torch.arange(5) + 3, (model.transcoders.feature_input_hook, model.transcoders.feature_output_hook)
+    rows = torch.randn(2, 5, model.parts.config.d_model, generator=torch.Generator().manual_seed(0))
+    expected, position = rows.clone(), torch.tensor([2, 4])
+    here = FrozenNetwork(model.parts, capture(model.parts, ids), *hooks)
+    here.layers[0].attend_back_(expected)
+    at = here.layers[0].attend_back_at(rows[:, 0], position, 5)
+    with counting():
+        there = on_device(model).parts
+        network = FrozenNetwork(there, capture(there, ids), *hooks)
+        if keep:
+            network.keep_projections()
+        for _ in range(3):
+            found = rows.to(DEVICE)
+            network.layers[0].attend_back_(found)
+        torch.testing.assert_close(found.cpu(), expected, rtol=1e-5, atol=1e-5)
+        found = network.layers[0].attend_back_at(rows[:, 0].to(DEVICE), position.to(DEVICE), 5)
+        torch.testing.assert_close(found.cpu(), at, rtol=1e-5, atol=1e-5)
+        plain = network.layers[0].projections(torch.float32)
+        torch.testing.assert_close(plain.value.cpu(), here.layers[0].projections(torch.float32).value)
+        assert len(made) == 2 * (network.n_layers if keep else 6)
+        assert network.release_projections() == keep
+        assert not network.release_projections()
