@@ -68,7 +68,8 @@ class DecoderRows:
                 last = min(n_pos, first + step)
                 place = torch.arange(first, last, device=g_TPD.device).repeat(len(g_TPD))
                 some = self._write.write_adjoint(layer, g_TPD[:, first:last].flatten(0, 1), place)
-                contract_rows_(out_TN, some.unflatten(0, (len(g_TPD), -1)), rows.between(first, last))
+                here = rows if last - first == n_pos else rows.between(first, last)
+                contract_rows_(out_TN, some.unflatten(0, (len(g_TPD), -1)), here)
         return None
 
     @property
@@ -114,7 +115,9 @@ class DecoderRows:
         """What rows at the output hook of some positions write into the residual stream."""
         layer_sources = self.written[layer]
         feature = layer_sources.feature[layer_sources.ptr[first] : layer_sources.ptr[last]]
-        return self._write.write_at(layer, rows_nD, self.sources.active.position[feature].to(rows_nD.device))
+        return self._write.write_at(
+            layer, rows_nD, self.sources.active.position[feature].to(rows_nD.device, non_blocking=True)
+        )
 
     def _of_layer(self, source: int) -> Tensor:
         """The dictionary's own features of a layer, by canonical index."""
@@ -138,12 +141,13 @@ class DecoderRows:
                 return
             slot = torch.empty(len(self.sources), dtype=torch.int64)
             unique, inverse = torch.unique(active.index[here] - self._first, return_inverse=True)
-            decoder, inverse = self.transcoders.decoder_rows(source, unique).to(self._device), inverse.to(self._device)
+            decoder = self.transcoders.decoder_rows(source, unique).to(self._device)
+            inverse, value = (each.to(self._device, non_blocking=True) for each in (inverse, active.value[here]))
             for number, layer in enumerate(self.transcoders.target_layers(source)):
                 block = decoder[:, number].to(self._dtype).index_select(0, inverse)
-                block *= active.value[here].to(block)[:, None]
+                block *= value.to(block.dtype)[:, None]
                 slot[layers[layer].feature] = torch.arange(len(layers[layer].feature))
-                rows[layer][slot[here].to(self._device)] = block
+                rows[layer][slot[here].to(self._device, non_blocking=True)] = block
 
         for _ in in_order(read, range(self.transcoders.n_layers), workers):
             pass

@@ -101,4 +101,7 @@ class ReadOut:
         stream = None if self.stream is None else self.stream.of_rows(chosen)
         attention = None if self.attention is None else self.attention.of_rows(chosen)
         layer, position = self.layer[chosen], self.position[chosen]
-        return ReadOut(layer, position, self.vector[chosen], self.constant[chosen], stream, attention)
+        vector, constant = (
+            each.index_select(0, chosen.to(each.device, non_blocking=True)) for each in (self.vector, self.constant)
+        )
+        return ReadOut(layer, position, vector, constant, stream, attention)

@@ -58,7 +58,7 @@ class MemoryRows:
 
     def rows(self, index: Tensor, slot: int | None = None) -> Tensor:
         view = self._tensor if slot is None else self._tensor[:, slot]
-        return view.index_select(0, index.to(view.device))
+        return view.index_select(0, index.to(view.device, non_blocking=True))
 
     def block(self, start: int, stop: int) -> Tensor:
         return self._tensor[start:stop]
