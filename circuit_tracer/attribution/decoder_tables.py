@@ -20,6 +20,7 @@ from torch.nn.functional import embedding_bag
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.kernels.contract.addressed import AddressedRows
 from circuit_tracer.kernels.contract.offsets import on_device
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.workers import in_order
 
@@ -96,8 +97,8 @@ class DecoderTables:
         return bool(kept)
 
     def pieces(self, layer: int, n_pos: int, most: int) -> Iterator[AddressedRows]:
-        """The sources of a layer at the first `n_pos` positions, range by range of its table, of at most `most` bytes each if it
-        has to be read; of what is kept on a device those of all positions.
+        """The sources of a layer at the first `n_pos` positions, range by range of its table, of at most `most` bytes each if
+        it has to be read; of what is kept on a device those of all positions.
         """
         written = self.written[layer]
         if not (end := written.ptr[n_pos]):
@@ -141,9 +142,9 @@ class DecoderTables:
         return AddressedRows(
             [table],
             torch.zeros(1, dtype=torch.int64, device=there).expand(len(row_n)),
-            row_n.to(there, non_blocking=True),
-            value.to(self._dtype).to(there, non_blocking=True),
-            self.sources.column[feature_n].to(there, non_blocking=True),
+            sent(row_n, there),
+            sent(value.to(self._dtype), there),
+            sent(self.sources.column[feature_n], there),
             ptr,
         )
 

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Sequence
 import torch
 from torch import Tensor
 
+from circuit_tracer.kernels.device import sent
+
 
 class Offsets(list[int]):
     """A list that nobody changes, and the same on a device."""
@@ -18,7 +20,7 @@ class Offsets(list[int]):
     def on(self, device: torch.device) -> Tensor:
         """All of them, int64, on a device."""
         if device not in self._there:
-            self._there[device] = torch.tensor(self, dtype=torch.int64).to(device, non_blocking=True)
+            self._there[device] = sent(torch.tensor(self, dtype=torch.int64), device)
         return self._there[device]
 
 
@@ -26,4 +28,4 @@ def on_device(numbers: Sequence[int], device: torch.device) -> Tensor:
     """Whole numbers on a device, int64; `Offsets` are there already, unless they are asked for the first time."""
     if isinstance(numbers, Offsets):
         return numbers.on(device)
-    return torch.tensor(numbers, dtype=torch.int64).to(device, non_blocking=True)
+    return sent(torch.tensor(numbers, dtype=torch.int64), device)

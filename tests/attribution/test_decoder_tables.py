@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.decoder_rows import DecoderRows, read_decoder_rows, stored_once
+from circuit_tracer.attribution.decoder_rows import DecoderRows, read_decoder_rows, stored_once, sums_at
 from circuit_tracer.attribution.prompt import encode_prompt
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.kernels.contract import addressed
+from circuit_tracer.kernels.contract.offsets import Offsets
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.transcoders.base import Transcoders
 from tests.support.tracing_cases import Case, build, one_each
@@ -80,5 +83,21 @@ def test_a_device_is_told_once_where_sources_find_their_rows() -> None:
             counted.clear()
             rows.contract_(1, g.to(DEVICE, non_blocking=True), found)
             torch.testing.assert_close(found.cpu(), edges, rtol=1e-5, atol=1e-5)
-        assert (counted.uploads.total(), counted.not_waited_for) == (0, 1)
+        assert (counted.uploads.total(), counted.passing.total()) == (0, 1)
         assert rows.release()
+
+
+@pytest.mark.parametrize("ptr", [[0, 0, 3, 3, 40, 41], [0, 0, 0]], ids=str)
+def test_sums_of_positions_are_one_launch_on_a_device(ptr: list[int]) -> None:
+    rows = torch.randn(ptr[-1], 6, generator=torch.Generator().manual_seed(0)).mul_(100)
+    expected = [rows[start:stop].sum(0) for start, stop in pairwise(ptr)]
+    assert torch.equal(sums_at(rows, Offsets(ptr)), torch.stack(expected))
+    with counting() as counted:
+        there, offsets = rows.to(DEVICE), Offsets(ptr)
+        offsets.on(DEVICE)
+        counted.clear()
+        found = sums_at(there, offsets)
+        launches = counted.launches.total()
+        torch.testing.assert_close(found.cpu(), torch.stack(expected), rtol=1e-6, atol=1e-4)
+    assert launches <= 3
+    assert counted.uploads.total() == 0
