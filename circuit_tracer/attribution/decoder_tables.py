@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from circuit_tracer.attribution.sources import SourceTable
+from circuit_tracer.attribution.transfers import beside
 from circuit_tracer.kernels.contract.addressed import AddressedRows
 from circuit_tracer.kernels.contract.offsets import on_device
 from circuit_tracer.kernels.device import sent
@@ -100,17 +101,24 @@ class DecoderTables:
         """The sources of a layer at the first `n_pos` positions, range by range of its table, of at most `most` bytes each if
         it has to be read; of what is kept on a device those of all positions.
         """
+        if not self.written[layer].ptr[n_pos]:
+            return
+        if self._kept and self._device.type != "cpu":
+            yield self._whole(layer)
+        else:
+            yield from beside(self._some(layer, n_pos, most), self._device, _tensors)
+
+    def _whole(self, layer: int) -> AddressedRows:
+        """All sources of a layer: a device is told once where they find their rows."""
         written = self.written[layer]
-        if not (end := written.ptr[n_pos]):
-            return
-        if (
-            self._kept and self._device.type != "cpu"
-        ):  # a device is told once where all sources of a layer find their rows
-            if layer not in self._told:
-                row = self._row(layer, written.feature)
-                self._told[layer] = self._addressed(self._kept[layer], row, written.feature, written.ptr)
-            yield self._told[layer]
-            return
+        if layer not in self._told:
+            row = self._row(layer, written.feature)
+            self._told[layer] = self._addressed(self._kept[layer], row, written.feature, written.ptr)
+        return self._told[layer]
+
+    def _some(self, layer: int, n_pos: int, most: int) -> Iterator[AddressedRows]:
+        written = self.written[layer]
+        end = written.ptr[n_pos]
         feature = written.feature[:end]
         row = self._row(layer, feature)
         every = torch.arange(end)
@@ -163,3 +171,7 @@ class DecoderTables:
                 index = self._features[0][source][low - start : high - start]
                 table[low - first : high - first] = self.transcoders.decoder_rows(source, index, target_layer=layer)
         return table
+
+
+def _tensors(rows: AddressedRows) -> list[Tensor]:
+    return [*rows.tables, rows.table, rows.row, rows.scale, rows.column]
