@@ -256,7 +256,7 @@ def errors(
     dtype, device = features_LPD.dtype, features_LPD.device
     error = torch.zeros_like(features_LPD)
     skips: list[Tensor | None] = []
-    kept = keep_P.to(device)
+    kept = sent(keep_P, device)
     for layer in range(network.n_layers):
         x, y = network.transcoder_input(layer), network.transcoder_output(layer)
         stored = transcoders.skip_matrix(layer)
@@ -309,7 +309,7 @@ def constants(
 
     Transcoder inputs L x (P, D) and the final norm's output (P, D); `seen` as in `FrozenNetwork.propagate`.
     """
-    positions, kept = network.captured.position_embedding, keep_P.to(network.captured.embedding.device)[:, None]
+    positions, kept = network.captured.position_embedding, sent(keep_P, network.captured.embedding.device)[:, None]
     nothing = torch.zeros_like(network.captured.embedding)
     start = nothing if positions is None or "position" not in kinds else positions
 

@@ -159,8 +159,8 @@ def resolve_targets(model: Traceable, network: FrozenNetwork, aim: Aim) -> Targe
     if aim.targets is None:
         chosen = torch.topk(probability_V, min(aim.max_n_logits, model.parts.config.d_vocab))
         before = torch.cumsum(chosen.values, 0) - chosen.values
-        count = max(1, int((before < aim.desired_logit_prob).sum()))
-        return reader.rows([reader.token(int(i)) for i in chosen.indices[:count]])
+        count, *ids = torch.cat([(before < aim.desired_logit_prob).sum()[None], chosen.indices]).tolist()
+        return reader.rows([reader.token(token_id) for token_id in ids[: max(1, count)]])
     items = aim.targets.tolist() if isinstance(aim.targets, Tensor) else list(aim.targets)
     if not items:
         raise InputError(
@@ -199,7 +199,7 @@ class _Reader:
         parts = model.parts
         self.parts, self.network, self.transcoders, self.tokenizer = parts, network, model.transcoders, model.tokenizer
         self.attention = model.attention
-        self.position, self.probability = position, probability_V
+        self.position, self.probability, self.weight = position, probability_V, probability_V.cpu()
         self.texts = TokenTexts.of(model.tokenizer)
         weight = parts.unembed.weight
         bias: Tensor | None = getattr(parts.unembed, "bias", None)
@@ -239,12 +239,13 @@ class _Reader:
         p_V = self.probability.double()
         likeliest = torch.topk(p_V, min(LIKELIEST, len(p_V)))
         ids = likeliest.indices.tolist()
+        entropy, *values = torch.cat([torch.special.entr(p_V).sum()[None], likeliest.values]).tolist()
         return {
             "position": self.position,
             "tokens": [self._text(token) for token in ids],
             "token_ids": ids,
-            "probabilities": likeliest.values.tolist(),
-            "entropy": float(torch.special.entr(p_V).sum()),
+            "probabilities": values,
+            "entropy": entropy,
         }
 
     def _stream(self, items: list[_Item], reads_of: Callable[[_Item], StreamReads | None]) -> StreamReads | None:
@@ -296,7 +297,7 @@ class _Reader:
 
     def token(self, token_id: int) -> _Item:
         vector = self.unembed[token_id].to(self.mean.dtype) - self.mean
-        weight = float(self.probability[token_id])
+        weight = float(self.weight[token_id])
         return _Item(
             self._text(token_id),
             self.network.n_layers,

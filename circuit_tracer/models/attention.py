@@ -210,7 +210,7 @@ def _in_tiles(
         if sinks is not None:
             lse[:, rows] = torch.logaddexp(lse[:, rows], sinks.to(dtype)[:, None])
         mixed[:, :, rows] = torch.matmul(scores.sub_(lse[None, :, rows, None]).exp_(), values)
-    first = _first_keys(mask, n_pos).to(query.device)
+    first = _first_keys(mask, n_pos)
     return mixed, Scores(query[0].to(dtype), key[0].to(dtype), lse, first, scaling, softcap or None)
 
 
@@ -224,15 +224,16 @@ def _first_keys(mask: Tensor | None, n_pos: int) -> Tensor:
             "this model hands no mask to its attention; its patterns cannot be recomputed, so long prompts cannot be traced "
             "and scores not explained"
         )
-    first, place = torch.empty(n_pos, dtype=torch.int64), torch.arange(n_pos, device=mask.device)
-    causal = True
+    place, lows, others = torch.arange(n_pos, device=mask.device), [], []
     for start in range(0, n_pos, QUERIES_A_TILE):
         query = place[start : start + QUERIES_A_TILE, None]
         seen = mask[0, 0, start : start + QUERIES_A_TILE, :n_pos] == 0
         low = seen.to(torch.uint8).argmax(dim=1)
-        causal = causal and torch.equal(seen, (place >= low[:, None]) & (place <= query))
-        first[start : start + QUERIES_A_TILE] = low.cpu()
-    if not causal or bool((first.diff() < 0).any()):
+        lows.append(low)
+        others.append((seen != ((place >= low[:, None]) & (place <= query))).any())
+    found = torch.cat([*lows, torch.stack(others)]).cpu()  # a device is asked once
+    first = found[:n_pos]
+    if bool(found[n_pos:].any()) or bool((first.diff() < 0).any()):
         raise UnsupportedModelError(
             "this model's attention is neither causal nor causal within a window; its patterns cannot be recomputed, "
             f"so that long prompts (this one has {n_pos} tokens) cannot be traced and scores not explained"

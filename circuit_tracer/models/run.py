@@ -24,6 +24,7 @@ import torch
 from torch import Tensor, nn
 
 from circuit_tracer.errors import InputError, UnsupportedModelError
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.models import attention
 from circuit_tracer.models.attention import AttentionTape
 from circuit_tracer.models.attention_hooks import at_attention, own_implementation, require_site
@@ -127,7 +128,7 @@ class ModelRun:
 
         A visit may raise `Stop`; then there is no output, and `final` is empty.
         """
-        rows = (ids if ids.ndim == 2 else ids[None].expand(copies, -1)).to(self.parts.device)
+        rows = sent(ids if ids.ndim == 2 else ids[None].expand(copies, -1), self.parts.device)
         with self.active(), torch.set_grad_enabled(gradients):
             try:
                 output = self.parts.base(input_ids=rows, past_key_values=past, use_cache=keep_past or past is not None)

@@ -72,13 +72,11 @@ class ActiveFeatures:
 
     def to(self, device: torch.device | str) -> ActiveFeatures:
         """The same table on another device."""
-        return ActiveFeatures(
-            self.layer.to(device),
-            self.position.to(device),
-            self.index.to(device),
-            self.value.to(device),
-            None if self.held is None else self.held.to(device),
-        )
+        if self.device == torch.device(device):
+            return self
+        held = None if self.held is None else self.held.to(device)
+        layer, position, index = torch.stack([self.layer, self.position, self.index]).to(device)  # one copy
+        return ActiveFeatures(layer, position, index, self.value.to(device), held)
 
     def to_sparse(self, shape: tuple[int, int, int]) -> Tensor:
         """Coalesced COO tensor of ``shape`` (L, P, F), as circuit-tracer hands activations around."""

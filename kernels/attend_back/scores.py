@@ -10,10 +10,12 @@ Letters: P positions, H heads, K key/value heads, d d_head, G = H / K heads of a
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
+
+from circuit_tracer.kernels.device import sent
 
 
 @dataclass(frozen=True)
@@ -23,10 +25,11 @@ class Scores:
     query_HPd: Tensor
     key_KPd: Tensor
     lse_HP: Tensor  # a factor c[q] of whole rows of the pattern is part of it: lse - log c
-    first_P: Tensor  # int64: the first key that each query sees
+    first_P: Tensor  # int64, on the host: the first key that each query sees, which says what is multiplied at all
     scaling: float
     softcap: float | None = None
     key_scale_P: Tensor | None = None  # a factor of whole columns
+    _there: dict[torch.device, Tensor] = field(default_factory=dict, repr=False, compare=False)  # `first` on devices
 
     @property
     def n_heads(self) -> int:
@@ -54,6 +57,7 @@ class Scores:
             key_KPd=self.key_KPd[:, here],
             lse_HP=self.lse_HP[:, here],
             first_P=(self.first_P[here] - start).clamp_min(0),
+            _there={},
             key_scale_P=None if self.key_scale_P is None else self.key_scale_P[here],
         )
 
@@ -66,6 +70,12 @@ class Scores:
             key_KPd=self.key_KPd[key : key + 1],
             lse_HP=self.lse_HP[head : head + 1],
         )
+
+    def first_on(self, device: torch.device) -> Tensor:
+        """`first` (P,) on a device, which is given it once."""
+        if device not in self._there:
+            self._there[device] = sent(self.first_P, device)
+        return self._there[device]
 
     def queries_of(self, start: int, stop: int, n_pos: int) -> tuple[int, int]:
         """The queries below `n_pos` that see any key of start .. stop - 1: a range, since `first` does not fall."""
@@ -95,7 +105,7 @@ class Scores:
             return
         place = torch.arange(keys.start, keys.stop, device=s_GQK.device)
         query = torch.arange(queries.start, queries.stop, device=s_GQK.device)[:, None]
-        first = self.first_P[queries].to(s_GQK.device)[:, None]
+        first = self.first_on(s_GQK.device)[queries, None]
         s_GQK.masked_fill_((place > query) | (place < first), 0)
 
     def pattern(self) -> Tensor:

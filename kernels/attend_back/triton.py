@@ -73,7 +73,7 @@ def pattern_(strip_HQS: Tensor, scores: Scores, first_key: int, first_query: int
         scores.query_HPd,
         scores.key_KPd,
         scores.lse_HP,
-        scores.first_P.to(strip_HQS.device),
+        scores.first_on(strip_HQS.device),
         scores.key_scale_P,
         first_key,
         first_query,

