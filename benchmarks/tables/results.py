@@ -87,7 +87,8 @@ def waits(record: Record) -> list[str]:
     return [
         "Counted on a CPU, on the path and with the kernels of a GPU. *Reads*: the host waits until the device has done",
         "everything that was asked of it; *uploads*: copies to the device that are waited for; *launches*: operations there,",
-        f"those of the model's own pass too. Before: commit {record['before']}.",
+        "those of the model's own pass too; *copies not waited for*: to the device, or from it while the host goes on.",
+        f"Before: commit {record['before']}.",
         "",
         *table(["", *next(iter(record["cases"].values()))["before"]], rows),
     ]

@@ -24,11 +24,17 @@ from tests.support.waits import counting, on_device
 
 BEFORE_COMMIT = "cfacfaa8"
 BEFORE = {  # counted there with the files of tests/support
-    "trace": {"reads": 245, "uploads": 321, "launches": 1366, "bytes read": 293472},
-    "trace, several rounds": {"reads": 1598, "uploads": 3002, "launches": 8136, "bytes read": 3189656},
-    "long trace": {"reads": 474, "uploads": 122, "launches": 5336, "bytes read": 1798440},
-    "steered token": {"reads": 15, "uploads": 7, "launches": 308, "bytes read": 8},
-    "generated token": {"reads": 14, "uploads": 4, "launches": 305, "bytes read": 8},
+    "trace": {"reads": 245, "uploads": 321, "launches": 1366, "copies not waited for": 0, "bytes read": 293472},
+    "trace, several rounds": {
+        "reads": 1598,
+        "uploads": 3002,
+        "launches": 8136,
+        "copies not waited for": 0,
+        "bytes read": 3189656,
+    },
+    "long trace": {"reads": 474, "uploads": 122, "launches": 5336, "copies not waited for": 0, "bytes read": 1798440},
+    "steered token": {"reads": 15, "uploads": 7, "launches": 308, "copies not waited for": 0, "bytes read": 8},
+    "generated token": {"reads": 14, "uploads": 4, "launches": 305, "copies not waited for": 0, "bytes read": 8},
 }
 
 
