@@ -10,11 +10,14 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from circuit_tracer.attribution.decoder_tables import DecoderTables
 from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.kernels.contract import contract_, contract_rows_
+from circuit_tracer.kernels.contract.offsets import Offsets
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.workers import in_order
@@ -68,7 +71,8 @@ class DecoderRows:
                 last = min(n_pos, first + step)
                 place = torch.arange(first, last, device=g_TPD.device).repeat(len(g_TPD))
                 some = self._write.write_adjoint(layer, g_TPD[:, first:last].flatten(0, 1), place)
-                contract_rows_(out_TN, some.unflatten(0, (len(g_TPD), -1)), rows.between(first, last))
+                here = rows if last - first == n_pos else rows.between(first, last)
+                contract_rows_(out_TN, some.unflatten(0, (len(g_TPD), -1)), here)
         return None
 
     @property
@@ -114,7 +118,7 @@ class DecoderRows:
         """What rows at the output hook of some positions write into the residual stream."""
         layer_sources = self.written[layer]
         feature = layer_sources.feature[layer_sources.ptr[first] : layer_sources.ptr[last]]
-        return self._write.write_at(layer, rows_nD, self.sources.active.position[feature].to(rows_nD.device))
+        return self._write.write_at(layer, rows_nD, sent(self.sources.active.position[feature], rows_nD.device))
 
     def _of_layer(self, source: int) -> Tensor:
         """The dictionary's own features of a layer, by canonical index."""
@@ -138,12 +142,13 @@ class DecoderRows:
                 return
             slot = torch.empty(len(self.sources), dtype=torch.int64)
             unique, inverse = torch.unique(active.index[here] - self._first, return_inverse=True)
-            decoder, inverse = self.transcoders.decoder_rows(source, unique).to(self._device), inverse.to(self._device)
+            decoder = self.transcoders.decoder_rows(source, unique).to(self._device)
+            inverse, value = (sent(each, self._device) for each in (inverse, active.value[here]))
             for number, layer in enumerate(self.transcoders.target_layers(source)):
                 block = decoder[:, number].to(self._dtype).index_select(0, inverse)
-                block *= active.value[here].to(block)[:, None]
+                block *= value.to(block.dtype)[:, None]
                 slot[layers[layer].feature] = torch.arange(len(layers[layer].feature))
-                rows[layer][slot[here].to(self._device)] = block
+                rows[layer][sent(slot[here], self._device)] = block
 
         for _ in in_order(read, range(self.transcoders.n_layers), workers):
             pass
@@ -177,10 +182,17 @@ def read_decoder_rows(
         return read, reconstruction
     kept = read.read_all(workers)
     for layer, layer_sources in enumerate(read.written):
-        for position, (start, stop) in enumerate(pairwise(layer_sources.ptr)):
-            reconstruction[layer, position] = kept[layer][start:stop].sum(0)
+        reconstruction[layer] = sums_at(kept[layer], layer_sources.ptr)
         kept[layer] = read.into_residual(layer, kept[layer], 0, sources.n_pos)
     return DecoderRows(sources, transcoders, network, chunk_bytes, kept, attention), reconstruction
+
+
+def sums_at(rows_nD: Tensor, ptr: Offsets) -> Tensor:
+    """The sums (P, D) of the rows of each position: row after row in one launch on a device, in torch's order on a CPU."""
+    if rows_nD.device.type == "cpu" or not len(rows_nD):
+        return torch.stack([rows_nD[start:stop].sum(0) for start, stop in pairwise(ptr)])
+    every, starts = torch.arange(len(rows_nD), device=rows_nD.device), ptr.on(rows_nD.device)[:-1]
+    return embedding_bag(every, rows_nD, starts, mode="sum")
 
 
 def stored_once(n_sources: int, n_unique: int) -> bool:

@@ -9,7 +9,7 @@ Letters: L layers, P positions, D d_model, N active features, n those that write
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cached_property
 from itertools import pairwise
 
@@ -18,7 +18,10 @@ from torch import Tensor
 from torch.nn.functional import embedding_bag
 
 from circuit_tracer.attribution.sources import SourceTable
+from circuit_tracer.attribution.transfers import beside
 from circuit_tracer.kernels.contract.addressed import AddressedRows
+from circuit_tracer.kernels.contract.offsets import on_device
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.transcoders.base import Transcoders
 from circuit_tracer.workers import in_order
 
@@ -42,6 +45,7 @@ class DecoderTables:
         self._first = sources.first_attention if of_attention else 0
         self._dtype, self._device = dtype, device
         self._kept: list[Tensor] = []
+        self._told: dict[int, AddressedRows] = {}  # by layer, where what is kept lies on a device
 
     @cached_property
     def _features(self) -> tuple[list[Tensor], Tensor]:
@@ -90,18 +94,33 @@ class DecoderTables:
 
     def release(self) -> bool:
         """Keep no table from now on; False if none were kept."""
-        kept, self._kept = self._kept, []
+        kept, self._kept, self._told = self._kept, [], {}
         return bool(kept)
 
     def pieces(self, layer: int, n_pos: int, most: int) -> Iterator[AddressedRows]:
         """The sources of a layer at the first `n_pos` positions, range by range of its table, of at most `most` bytes each if
-        it has to be read.
+        it has to be read; of what is kept on a device those of all positions.
         """
-        written, active = self.written[layer], self.sources.active
-        if not (end := written.ptr[n_pos]):
+        if not self.written[layer].ptr[n_pos]:
             return
+        if self._kept and self._device.type != "cpu":
+            yield self._whole(layer)
+        else:
+            yield from beside(self._some(layer, n_pos, most), self._device, _tensors)
+
+    def _whole(self, layer: int) -> AddressedRows:
+        """All sources of a layer: a device is told once where they find their rows."""
+        written = self.written[layer]
+        if layer not in self._told:
+            row = self._row(layer, written.feature)
+            self._told[layer] = self._addressed(self._kept[layer], row, written.feature, written.ptr)
+        return self._told[layer]
+
+    def _some(self, layer: int, n_pos: int, most: int) -> Iterator[AddressedRows]:
+        written = self.written[layer]
+        end = written.ptr[n_pos]
         feature = written.feature[:end]
-        row = torch.tensor(self._offsets[layer])[active.layer[feature]] + self._features[1][feature]
+        row = self._row(layer, feature)
         every = torch.arange(end)
         for first, last in self._ranges(layer, most):
             table = self._kept[layer] if self._kept else self._read(layer, first, last)
@@ -109,27 +128,33 @@ class DecoderTables:
             if last - first < self._offsets[layer][-1]:
                 inside = torch.nonzero((row >= first) & (row < last)).flatten()
             if len(inside):
-                chosen, ptr = (
-                    feature[inside],
-                    torch.searchsorted(inside, torch.tensor(written.ptr[: n_pos + 1])).tolist(),
-                )
-                yield AddressedRows(
-                    [table],
-                    torch.zeros(len(inside), dtype=torch.int64, device=self._device),
-                    (row[inside] - first).to(self._device),
-                    active.value[chosen].to(self._device, self._dtype),
-                    self.sources.column[chosen].to(self._device),
-                    ptr,
-                )
+                ptr = torch.searchsorted(inside, torch.tensor(written.ptr[: n_pos + 1])).tolist()
+                yield self._addressed(table, row[inside] - first, feature[inside], ptr)
 
     def reconstruct(self, layer: int, most: int) -> Tensor:
         """What the features that write to a layer add up to there, at the output hook: (P, D)."""
         n_pos = self.sources.n_pos
         made = torch.zeros(n_pos, self.transcoders.d_model, dtype=self._dtype, device=self._device)
         for rows in self.pieces(layer, n_pos, most):
-            starts = torch.tensor(rows.ptr[:-1], device=self._device)
+            starts = on_device(rows.ptr, self._device)[:-1]
             made += embedding_bag(rows.row, rows.tables[0], starts, mode="sum", per_sample_weights=rows.scale)
         return made
+
+    def _row(self, layer: int, feature_n: Tensor) -> Tensor:
+        """(n,): where the rows of some features are in a layer's table."""
+        return torch.tensor(self._offsets[layer])[self.sources.active.layer[feature_n]] + self._features[1][feature_n]
+
+    def _addressed(self, table: Tensor, row_n: Tensor, feature_n: Tensor, ptr: Sequence[int]) -> AddressedRows:
+        """Sources that find their rows in a table."""
+        there, value = self._device, self.sources.active.value[feature_n]
+        return AddressedRows(
+            [table],
+            torch.zeros(1, dtype=torch.int64, device=there).expand(len(row_n)),
+            sent(row_n, there),
+            sent(value.to(self._dtype), there),
+            sent(self.sources.column[feature_n], there),
+            ptr,
+        )
 
     def _ranges(self, layer: int, most: int) -> list[tuple[int, int]]:
         """Ranges of a layer's table: all of it, where it is kept."""
@@ -146,3 +171,7 @@ class DecoderTables:
                 index = self._features[0][source][low - start : high - start]
                 table[low - first : high - first] = self.transcoders.decoder_rows(source, index, target_layer=layer)
         return table
+
+
+def _tensors(rows: AddressedRows) -> list[Tensor]:
+    return [*rows.tables, rows.table, rows.row, rows.scale, rows.column]

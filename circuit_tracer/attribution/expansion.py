@@ -152,7 +152,7 @@ class Expansion:
         elif largest > 1:
             self.plan = replace(self.plan, block_rows=largest).halved()
         elif self.prompt.release():
-            self.plan = replace(self.plan, keep_decoder_rows=False)
+            self.plan = replace(self.plan, keep_decoder_rows=False, keep_projections=False)
         else:
             raise ResourceError(
                 f"an allocation failed with one row in flight ({error or 'no memory'}). {int(self.store.expanded.sum())} of "

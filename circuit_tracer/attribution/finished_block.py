@@ -21,6 +21,7 @@ from torch import Tensor
 
 from circuit_tracer.attribution.nonzero import places_of_nonzero
 from circuit_tracer.attribution.sweep import EdgeBlock
+from circuit_tracer.kernels.device import sent
 
 _PIECE = 1 << 18  # edges whose absolute values stay in a CPU's cache until they are summed
 _PIECE_ON_GPU = 1 << 26
@@ -53,7 +54,7 @@ class SparseEdges:
     @cached_property
     def counts(self) -> Tensor:
         """(T,) edges of each row, where these lie."""
-        return self.ptr.diff().to(self.value.device, non_blocking=True)
+        return sent(self.ptr.diff(), self.value.device)
 
     def dense(self, rows: slice, width: int) -> Tensor:
         """Some rows, (n, W)."""
@@ -160,8 +161,7 @@ def side_by_side(blocks: Sequence[FinishedBlock], columns: Tensor, number: Tenso
     step = torch.cat([block.step for block in blocks])
     order = torch.argsort(step.masked_fill(row < 0, -1), descending=True, stable=True)[: int((row >= 0).sum())]
     place = torch.full_like(row, len(order)).index_copy_(0, order, torch.arange(len(order)))
-    order_there, place_there = order.to(device, non_blocking=True), place.to(device, non_blocking=True)
-    columns_there = columns.to(device, non_blocking=True)
+    order_there, place_there, columns_there = (sent(each, device) for each in (order, place, columns))
     edges = torch.zeros(len(order) + 1, len(columns), dtype=blocks[0].dtype, device=device)  # the last is of no row
     first = 0
     for block in blocks:

@@ -22,6 +22,7 @@ from torch import Tensor
 from circuit_tracer.attribution.finished_block import FinishedBlock, side_by_side
 from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.graph.influence import MIN_MASS
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.ranks import Ranks
 
 
@@ -148,7 +149,7 @@ class FinishedRows:
             for block, start, stop in of_step
         ])  # fmt: skip
         rows = torch.cat([block.row for block in self.blocks])[order]
-        number, order = torch.stack([rows, order]).to(self.device, non_blocking=True)
+        number, order = sent(torch.stack([rows, order]), self.device)
         mass = torch.cat([block.mass for block in self.blocks])[order].clamp_min(MIN_MASS)
         sizes = [sum(stop - start for _, start, stop in of_step) for of_step in places]
         split = (column.split(sizes) for column in (number, mass, number < self.n_targets))

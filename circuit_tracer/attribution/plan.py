@@ -17,6 +17,7 @@ from circuit_tracer.sizes import as_size
 LONG = 512  # positions: beyond, attention patterns are made again where needed, and rows lose their smallest edges
 KEPT_OF_LONG = 0.98  # of a row's mass
 SHARE_FOR_PATTERNS = 0.25  # of what is free, even for short prompts
+SHARE_FOR_PROJECTIONS = 0.125  # of it, for weights of attention as rows are multiplied by them on a GPU
 FEWEST_ROWS = 32  # in flight, for keeping decoder rows to be worth their memory
 ADVICE_WITHIN = 64  # parts of the number of rows advised
 SLACK = 0.03  # of what a trace takes: gaps between allocations
@@ -35,6 +36,7 @@ class MemoryPlan:
     chunk_bytes: int  # of decoder rows gathered at once
     block_numbers: int = 0  # what blocks are kept to beyond `block_rows`, if anything (`row_blocks.most_rows`)
     workers: int = 1  # that compute a block each
+    keep_projections: bool = False  # weights of attention, as rows are multiplied by them on a GPU
 
     @cached_property
     def phases(self) -> dict[str, dict[str, int]]:
@@ -57,6 +59,7 @@ class MemoryPlan:
             "compute edges": {
                 "frozen prompt": state,
                 "decoder rows": kept or gathered,
+                "weights of attention": work.projections if self.keep_projections else 0,
                 "rows in flight": work.in_flight(blocks, workers),
                 "finished rows": rows,
             },
@@ -77,8 +80,8 @@ class MemoryPlan:
         return replace(self, block_rows=max(1, self.block_rows // 2), chunk_bytes=max(1, self.chunk_bytes // 2))
 
     def reading_again(self) -> MemoryPlan:
-        """The same without keeping decoder rows: blocks are as large as they may be then, since each reads them."""
-        return replace(self, keep_decoder_rows=False, block_numbers=0)
+        """The same with nothing kept for the rows: blocks are as large as they may be then, since each reads decoder rows."""
+        return replace(self, keep_decoder_rows=False, keep_projections=False, block_numbers=0)
 
     @property
     def in_flight(self) -> str:
@@ -109,6 +112,11 @@ def keeps_patterns(work: TraceSizes, held: int, budget: int) -> bool:
     """Whether attention patterns stay in memory; known before the model runs, since it needs no active features."""
     small = work.patterns + work.forward(keep_patterns=True) <= SHARE_FOR_PATTERNS * max(0, budget - held)
     return small and work.n_pos <= LONG
+
+
+def keeps_projections(work: TraceSizes, held: int, budget: int) -> bool:
+    """Whether what rows are multiplied by in attention is made once for all of them: on a GPU, where it is small."""
+    return 0 < work.projections <= SHARE_FOR_PROJECTIONS * max(0, budget - held)
 
 
 def kept_mass(asked: float | None, n_pos: int) -> float:
@@ -146,10 +154,10 @@ def plan_memory(
 def _candidates(
     work: TraceSizes, held: int, budget: int, batch_size: int, may_keep_rows: bool, keep_patterns: bool, workers: int
 ) -> Iterator[MemoryPlan]:
-    chunk = max(1, min(PIECE, (budget - held) // 16))
+    chunk, made_once = max(1, min(PIECE, (budget - held) // 16)), keeps_projections(work, held, budget)
     for keep_rows in (True, False) if may_keep_rows else (False,):
         numbers = IN_CACHE if keep_rows and not work.on_gpu else 0
-        plan = MemoryPlan(work, held, budget, keep_patterns, keep_rows, batch_size, chunk, numbers, workers)
+        plan = MemoryPlan(work, held, budget, keep_patterns, keep_rows, batch_size, chunk, numbers, workers, made_once)
         while True:
             yield plan
             if plan.workers > 1:

@@ -22,6 +22,7 @@ from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.errors import CompatibilityError, InputError, NumericalError
 from circuit_tracer.graph.balance import Reconstruction
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.models.capture import PromptCapture, capture
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.parts import ModelParts
@@ -64,9 +65,10 @@ class LinearPrompt:
         return self.decoder.sources
 
     def release(self) -> bool:
-        """Keep no decoder rows from now on; False if none were kept."""
+        """Keep neither decoder rows nor weights of attention from now on; False if none were kept."""
         decoders = [self.decoder] if self.attention is None else [self.decoder, self.attention.decoder]
-        return sum(decoder.release() for decoder in decoders) > 0
+        kept = [self.network.release_projections(), *(decoder.release() for decoder in decoders)]
+        return any(kept)
 
     @property
     def captured(self) -> PromptCapture:
@@ -274,7 +276,7 @@ def reconstruction(
     network: FrozenNetwork, transcoders: Transcoders, active: ActiveFeatures, error_LPD: Tensor, keep_P: Tensor
 ) -> Reconstruction:
     """How well the features rebuild a prompt's MLP outputs; of a layer without a transcoder everything is left."""
-    kept = torch.nonzero(keep_P).flatten().to(error_LPD.device, non_blocking=True)
+    kept = sent(torch.nonzero(keep_P).flatten(), error_LPD.device)
     of_layers = [
         nmse_of(network.transcoder_output(layer).index_select(0, kept), error_LPD[layer].index_select(0, kept))
         for layer in transcoders.layers

@@ -14,6 +14,7 @@ from torch import Tensor
 
 from circuit_tracer.attribution.attention_reads import AttentionReads, attention_reads
 from circuit_tracer.graph.stream_reads import StreamReads
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
@@ -75,7 +76,7 @@ class ReadOut:
             place[here] = torch.arange(len(here)) + sum(map(len, rows))
             rows.append(read.to(device, dtype))
             biases.append(added.to(device, dtype))
-        there = place.to(device, non_blocking=True)
+        there = sent(place, device)
         vector, bias = torch.cat(rows).index_select(0, there), torch.cat(biases).index_select(0, there)
         if active.held is not None:
             held = active.held[which]
@@ -101,4 +102,5 @@ class ReadOut:
         stream = None if self.stream is None else self.stream.of_rows(chosen)
         attention = None if self.attention is None else self.attention.of_rows(chosen)
         layer, position = self.layer[chosen], self.position[chosen]
-        return ReadOut(layer, position, self.vector[chosen], self.constant[chosen], stream, attention)
+        vector, constant = (each.index_select(0, sent(chosen, each.device)) for each in (self.vector, self.constant))
+        return ReadOut(layer, position, vector, constant, stream, attention)

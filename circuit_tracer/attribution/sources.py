@@ -20,6 +20,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from circuit_tracer.kernels.contract.offsets import Offsets
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -29,8 +30,8 @@ class LayerSources:
     """Features that write to one layer, in column order."""
 
     feature: Tensor  # (n,) canonical index of each
-    ptr: list[int]  # (P + 1,) first of each position
-    column: list[int]  # (P,) column of the first feature of each position
+    ptr: Offsets  # (P + 1,) first of each position
+    column: Offsets  # (P,) column of the first feature of each position
 
     def chunks(self, n_pos: int, most: int) -> Iterator[tuple[int, int]]:
         """Ranges of the first `n_pos` positions that hold at most `most` features each, or one position."""
@@ -66,7 +67,7 @@ class SourceTable:
         def written_by(writes_N: Tensor) -> LayerSources:
             feature = feature_of_column[writes_N[feature_of_column]]
             ptr = _offsets(active.position[feature], n_pos)
-            return LayerSources(feature, ptr, _firsts(column[feature], ptr))
+            return LayerSources(feature, Offsets(ptr), Offsets(_firsts(column[feature], ptr)))
 
         every = range(transcoders.n_layers)
         reach = torch.tensor([[layer in transcoders.target_layers(source) for source in every] for layer in every])

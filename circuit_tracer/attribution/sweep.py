@@ -25,6 +25,7 @@ from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.row_blocks import BYTES_WAITING, split_rows
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.kernels.contract import contract_, contract_each
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.workers import go_on, others_are_idle, share
 
@@ -203,6 +204,7 @@ class _Flight:
             for row, each, prompt in zip(rows, self.targets, self.prompts, strict=True)
         ]
         self.n_pos = max(block.n_pos for block in self.blocks)
+        self.position = [sent(each.position, sweep.device) for each in self.targets]
         n_steps = self.prompts[0].sources.n_steps
         counts = [torch.bincount(block.step, minlength=n_steps + 1).flip(0).cumsum(0).flip(0) for block in self.blocks]
         # (steps + 2) x B rows of each prompt at a step or above
@@ -232,15 +234,14 @@ class _Flight:
         if above == here:
             return self.at(step)
         new = [slice(first, last) for first, last in zip(above, here, strict=True)]
-        position = _joined([each.position[some] for each, some in zip(self.targets, new, strict=True)])
+        position = _joined([each[some] for each, some in zip(self.position, new, strict=True)])
         vector = _joined([each.vector[some] for each, some in zip(self.targets, new, strict=True)]).to(**self.options)
         if self.alone:
-            place = position = position.to(vector.device)
             rows = torch.arange(above[0], here[0], device=vector.device)
-            self.g[rows, position] = self._adjoint(layer, vector, place)
+            self.g[rows, position] = self._adjoint(layer, vector, position)
             return self.at(step)
         start = torch.tensor(self.start).repeat_interleave(torch.tensor(here) - torch.tensor(above))
-        place, position = (position + start).to(vector.device), position.to(vector.device)
+        place = position + sent(start, position.device)
         fresh = vector.new_zeros(len(position), *self.g.shape[1:])
         fresh[torch.arange(len(position), device=vector.device), position] = self._adjoint(layer, vector, place)
         added = fresh.split_with_sizes([last - first for first, last in zip(above, here, strict=True)])
@@ -265,7 +266,7 @@ class _Flight:
         if above:
             attention.attend_back_(self.g[:above])
         if above < here:
-            position = targets.position[above:here].to(self.g.device)
+            position = self.position[0][above:here]
             adjoint = self._adjoint(layer, targets.vector[above:here].to(**self.options), position)
             self.g[above:here] = attention.attend_back_at(adjoint, position, self.n_pos)
 
@@ -287,7 +288,7 @@ class _Flight:
         """Whose the rows at a step or above are: the number of a prompt in the network; None if it has but one."""
         if self.alone:
             return None
-        return self.numbers.repeat_interleave(torch.tensor(self.joined[step])).to(self.g.device)
+        return sent(self.numbers.repeat_interleave(torch.tensor(self.joined[step])), self.g.device)
 
     def read_off(self, layer: int) -> None:
         """What the rows above a layer's MLP find of what is written there."""
@@ -392,7 +393,7 @@ class _Flight:
         count, every = torch.tensor(self.joined[step]), torch.arange(self.n_pos)
         ends = torch.tensor([prompt.n_pos - 1 for prompt in self.prompts])
         own = torch.tensor(self.start)[:, None] + torch.minimum(every, ends[:, None])
-        return own.repeat_interleave(count, dim=0).to(self.g.device)
+        return sent(own.repeat_interleave(count, dim=0), self.g.device)
 
 
 def _joined(parts: Sequence[Tensor]) -> Tensor:

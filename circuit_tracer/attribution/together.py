@@ -222,6 +222,8 @@ def _traced(tasks: list[Task]) -> list[Outcome]:
     )
     plan = _plan(tasks, encoded)
     prompts = linearise_prompts(encoded, model.transcoders, tasks[0].options.max_feature_nodes is None)
+    if plan.keep_projections:
+        encoded.network.keep_projections()
     outcomes: dict[int, Outcome] = {}
     members: list[Member] = []
     for number, (task, prompt) in enumerate(zip(tasks, prompts, strict=True)):

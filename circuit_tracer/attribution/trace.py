@@ -158,13 +158,20 @@ def plan_for(task: Task, encoded: EncodedPrompt) -> MemoryPlan:
 
 
 def make_linear(task: Task, encoded: EncodedPrompt, plan: MemoryPlan) -> tuple[LinearPrompt, MemoryPlan]:
-    """The prompt made linear, and the plan, in which decoder rows are read again if they did not fit."""
-    return retrying(
-        lambda plan: linearise(encoded, task.model.transcoders, plan.keep_decoder_rows, plan.chunk_bytes, plan.workers),
-        plan,
-        lambda plan, _: plan.reading_again() if plan.keep_decoder_rows else None,
-        task.device,
-    )
+    """The prompt made linear, and the plan, in which less is kept if it did not fit."""
+
+    def attempt(plan: MemoryPlan) -> LinearPrompt:
+        encoded.network.release_projections()
+        transcoders = task.model.transcoders
+        prompt = linearise(encoded, transcoders, plan.keep_decoder_rows, plan.chunk_bytes, plan.workers)
+        if plan.keep_projections:
+            encoded.network.keep_projections()
+        return prompt
+
+    def smaller(plan: MemoryPlan, _: Exception) -> MemoryPlan | None:
+        return plan.reading_again() if plan.keep_decoder_rows or plan.keep_projections else None
+
+    return retrying(attempt, plan, smaller, task.device)
 
 
 def make_graph(task: Task, prompt: LinearPrompt, targets: TargetRows, rows: ComputedRows) -> Graph:

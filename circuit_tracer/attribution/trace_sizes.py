@@ -109,7 +109,8 @@ class TraceSizes:
     def decoder_rows(self) -> int:
         """Decoder rows of all active features, if they are kept (decoder_rows.py)."""
         count = self.tables.sum() if self.stored_once else self.written_LP.sum()
-        return int(count) * self.config.d_model * self.item
+        told = (16 + self.item) * int(self.written_LP.sum()) if self.stored_once and self.on_gpu else 0
+        return int(count) * self.config.d_model * self.item + told
 
     @property
     def patterns(self) -> int:
@@ -122,6 +123,15 @@ class TraceSizes:
         config = self.config
         width = (config.n_heads + config.n_key_value_heads) * config.d_head + config.n_heads
         return config.n_layers * self.n_pos * width * self.item
+
+    @property
+    def projections(self) -> int:
+        """What rows are multiplied by in the attention of all layers, made once on a GPU (models/frozen.py): three digits in
+        bfloat16 of each float32.
+        """
+        config, each = self.config, 6 if self.item == 4 else self.item
+        heads = config.n_heads + config.n_key_value_heads
+        return config.n_layers * config.d_model * heads * config.d_head * each if self.on_gpu else 0
 
     def state(self, copies: int, keep_patterns: bool) -> int:
         """The frozen prompt (prompt.py)."""

@@ -1,13 +1,15 @@
-"""Copies from a device that the host does not wait for until it needs them.
+"""Copies between host and device that neither waits for until it needs them.
 
-On CUDA a copy goes to pinned memory, and an event says when it is there; the host goes on asking for more in the meantime. On a
-CPU the tensors are there already, and the same code runs. (No machine with a GPU has run this: what the host asks for and in
-which order is tested, and its results.)
+On CUDA a copy to the host goes to pinned memory, and an event says when it is there; the host goes on asking for more in the
+meantime. What comes from the host in pieces comes on a stream of its own, beside what the device does with the piece
+before. On a CPU the tensors are there already, and the same code runs. (No machine with a GPU has run this: what the host
+asks for and in which order is tested, and its results.)
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from functools import cache
 from typing import TypeVar
 
 import torch
@@ -41,3 +43,35 @@ def one_ahead(items: Iterable[Item]) -> Iterator[Item]:
         yield from before
         before = [item]
     yield from before
+
+
+def beside(items: Iterable[Item], device: torch.device, tensors: Callable[[Item], Iterable[Tensor]]) -> Iterator[Item]:
+    """The items, made on a stream of their own: while the host reads one and it is copied to the device, that does what was
+    asked for with the one before. tensors: those of an item that are on the device.
+
+    What items are made of has to be there: the stream waits for nothing that is still to be done. Two items at most are on the
+    device: before a third is made the host waits for what was done with the first.
+    """
+    if device.type != "cuda":
+        yield from items
+        return
+    own, theirs, left = _own_stream(device), torch.cuda.current_stream(device), iter(items)
+    before: torch.cuda.Event | None = None
+    while True:
+        with torch.cuda.stream(own):
+            item = next(left, None)
+        if item is None:
+            return
+        theirs.wait_stream(own)
+        for tensor in tensors(item):
+            tensor.record_stream(theirs)  # its memory is given to nobody else before that stream is done with it
+        yield item
+        used = theirs.record_event()
+        if before is not None:
+            before.synchronize()
+        before = used
+
+
+@cache
+def _own_stream(device: torch.device) -> torch.cuda.Stream:
+    return torch.cuda.Stream(device)

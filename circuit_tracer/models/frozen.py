@@ -11,12 +11,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.errors import InputError
 from circuit_tracer.kernels.attend_back import Scores, rows_a_chunk
+from circuit_tracer.kernels.product import factor, product
 from circuit_tracer.models.capture import LayerCapture, PromptCapture
 from circuit_tracer.models.mixing import Mixing
 from circuit_tracer.models.norms import FrozenNorm
@@ -24,8 +26,27 @@ from circuit_tracer.models.parts import LayerParts, ModelParts, Norm
 from circuit_tracer.models.side_patterns import SidePatterns
 from circuit_tracer.models.sites import SITES, Side, Site, check_hooks
 
-Projections = tuple[Tensor, Tensor, Tensor | None, Tensor | None]
-KEPT_PROJECTIONS = 2**21  # bytes of one layer
+KEPT_PROJECTIONS = 2**21  # bytes of one layer that are kept without being asked to
+
+
+class Projections(NamedTuple):
+    """Weights of the linear part of attention, with what norms and multipliers do to them, and what is left to multiply the
+    pattern with: its columns by 1/sigma of the norm before, its rows by that of the one behind.
+    """
+
+    output: Tensor  # (D, O)
+    value: Tensor  # (V, D)
+    before: Tensor | None  # (P,)
+    after: Tensor | None  # (P,)
+
+    def each(self, change: Callable[[Tensor], Tensor]) -> Projections:
+        """The same with both weights changed."""
+        return self._replace(output=change(self.output), value=change(self.value))
+
+    @property
+    def nbytes(self) -> int:
+        """Of the weights."""
+        return self.output.nbytes + self.value.nbytes
 
 
 @dataclass(frozen=True)
@@ -39,7 +60,7 @@ class FrozenLayer:
     attention_post_norm: FrozenNorm | None
     mlp_norm: FrozenNorm | None
     mlp_post_norm: FrozenNorm | None
-    _projections: dict[torch.dtype, Projections] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _factors: dict[torch.dtype, Projections] = field(init=False, repr=False, compare=False, default_factory=dict)
 
     def attend(self, resid_PD: Tensor, constants: bool) -> Tensor:
         """What attention adds to the residual stream, (P, D); `constants` adds biases and norm shifts."""
@@ -76,25 +97,25 @@ class FrozenLayer:
 
     def heads_back(self, z_nO: Tensor, position_n: Tensor, n_pos: int) -> Tensor:
         """Adjoint of the linear part of `heads`, for vectors (n, O) at given positions: (n, P, D) among the first `n_pos`."""
-        _, value, before, _ = self.projections(z_nO.dtype)
-        rows = []
-        for some in torch.arange(len(z_nO), device=z_nO.device).split(rows_a_chunk(n_pos * len(value) * z_nO.itemsize)):
+        _, value, before, _ = self._factors_of(z_nO.dtype)
+        rows, n_value = [], value.shape[-2]
+        for some in torch.arange(len(z_nO), device=z_nO.device).split(rows_a_chunk(n_pos * n_value * z_nO.itemsize)):
             if not self.mixing.plain:
                 z_nPO = z_nO.new_zeros(len(some), n_pos, z_nO.shape[1])
                 z_nPO[torch.arange(len(some)), position_n[some]] = z_nO[some]
-                rows.append(self.mixing.back(z_nPO, before, None, None) @ value)
+                rows.append(product(self.mixing.back(z_nPO, before, None, None), value))
                 continue
             looks = self.pattern_rows(position_n[some], n_pos)
             looks = looks if before is None else looks * before[:n_pos]
             looks = looks.unflatten(1, (self.n_kv, -1))
             heads = z_nO[some].unflatten(1, (*looks.shape[1:3], -1))
-            rows.append(torch.einsum("nkgp,nkgd->npkd", looks, heads).flatten(2) @ value)
-        return torch.cat(rows) if rows else z_nO.new_zeros(0, n_pos, value.shape[1])
+            rows.append(product(torch.einsum("nkgp,nkgd->npkd", looks, heads).flatten(2), value))
+        return torch.cat(rows) if rows else z_nO.new_zeros(0, n_pos, value.shape[-1])
 
     def attend_back_at(self, g_nD: Tensor, position_n: Tensor, n_pos: int) -> Tensor:
         """Adjoint of `r + attend(r)` for gradients (n, D) at one position each: (n, P, D) among the first `n_pos`."""
-        output, _, _, after = self.projections(g_nD.dtype)
-        z_nO = g_nD @ output
+        output, _, _, after = self._factors_of(g_nD.dtype)
+        z_nO = product(g_nD, output)
         made = self.heads_back(z_nO if after is None else z_nO * after[position_n][:, None], position_n, n_pos)
         made[torch.arange(len(g_nD), device=g_nD.device), position_n] += g_nD
         return made
@@ -114,44 +135,61 @@ class FrozenLayer:
 
     def attend_back_(self, g_TPD: Tensor, prompt_T: Tensor | None = None) -> None:
         """Adjoint of `r + attend(r)`, in place on rows of gradients (T, P, D). prompt_T: whose each row is, of several."""
-        output, value, before, after = self.projections(g_TPD.dtype)
+        output, value, before, after = self._factors_of(g_TPD.dtype)
         if self.mixing.plain:
             self.mixing.attend_back_(g_TPD, output, value, before, after, prompt_T)
             return
-        step = rows_a_chunk(2 * g_TPD.shape[1] * (output.shape[1] + value.shape[0]) * g_TPD.element_size())
+        step = rows_a_chunk(2 * g_TPD.shape[1] * (output.shape[-1] + value.shape[-2]) * g_TPD.element_size())
         for first in range(0, len(g_TPD), step):
             rows = g_TPD[first : first + step]
             whose = None if prompt_T is None else prompt_T[first : first + step]
-            rows += self.mixing.back(rows @ output, before, after, whose) @ value
+            rows += product(self.mixing.back(product(rows, output), before, after, whose), value)
 
     def projections(self, dtype: torch.dtype) -> Projections:
-        """Weights of the linear part, with what norms and multipliers do to them: (D, O) of outputs and (V, D) of values; and
-        what is left to multiply the pattern's columns (P,) (1/sigma of the norm before) and rows (P,) (of the one behind).
+        """The weights in a dtype."""
+        made = self._factors_of(dtype)
+        return made if made.output.dtype is dtype else self._folded(dtype).each(lambda weight: weight.to(dtype))
+
+    def keep_projections(self, dtype: torch.dtype) -> None:
+        """Make what rows of a dtype are multiplied by once for all that follow."""
+        self._factors_of(dtype, keep=True)
+
+    def release_projections(self) -> bool:
+        """Keep none; False if there were none."""
+        there = bool(self._factors)
+        self._factors.clear()
+        return there
+
+    def _factors_of(self, dtype: torch.dtype, keep: bool = False) -> Projections:
+        """What rows of a dtype are multiplied by: each weight as a `factor`.
 
         Small ones are kept: a block of few rows would spend more on making them than on multiplying with them.
         """
-        if (kept := self._projections.get(dtype)) is not None:
+        if (kept := self._factors.get(dtype)) is not None:
             return kept
-        made = self._project(dtype)
-        if made[0].nbytes + made[1].nbytes <= KEPT_PROJECTIONS:
-            self._projections[dtype] = made
+        made = self._folded(dtype).each(lambda weight: factor(weight, dtype))
+        if keep or made.nbytes <= KEPT_PROJECTIONS:
+            self._factors[dtype] = made
         return made
 
-    def _project(self, dtype: torch.dtype) -> Projections:
-        output, value = self.parts.output_weight.to(dtype), self.parts.value_weight.to(dtype)
-        output = output * self.parts.residual_multiplier if self.parts.residual_multiplier != 1 else output
+    def _folded(self, dtype: torch.dtype) -> Projections:
+        """Each weight in this dtype, or as the model has it where nothing is folded into it."""
+        output, value = self.parts.output_weight, self.parts.value_weight
+        if self.parts.residual_multiplier != 1:
+            output = output.to(dtype) * self.parts.residual_multiplier
         before = after = None
         if self.attention_norm is not None:
             before = self.attention_norm.inverse_sigma
-            value = self.attention_norm.columns(value)
+            value = self.attention_norm.columns(value.to(dtype))
         if self.latent_inverse_sigma is not None:
             before = self.latent_inverse_sigma if before is None else before * self.latent_inverse_sigma
         if self.attention_post_norm is not None:
             after = self.attention_post_norm.inverse_sigma
+            output = output.to(dtype)
             if self.attention_post_norm.centred:
                 output = output - output.mean(0, keepdim=True)
             output = output * self.attention_post_norm.gain[:, None]
-        return output, value, before, after
+        return Projections(output, value, before, after)
 
 
 class FrozenNetwork:
@@ -178,6 +216,15 @@ class FrozenNetwork:
     def n_layers(self) -> int:
         """L."""
         return len(self.layers)
+
+    def keep_projections(self) -> None:
+        """Make what rows of gradients are multiplied by in every attention once for all that follow."""
+        for layer in self.layers:
+            layer.keep_projections(self.parts.compute_dtype)
+
+    def release_projections(self) -> bool:
+        """Keep none; False if there were none."""
+        return sum([layer.release_projections() for layer in self.layers]) > 0
 
     def transcoder_input(self, layer: int) -> Tensor:
         """x_l (P, D): the true activation at the input hook."""

@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from circuit_tracer.errors import InputError
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.kernels.encode.kept import Kept
 from circuit_tracer.transcoders import encoding
 from circuit_tracer.transcoders.activations import Activation, Selected
@@ -222,7 +223,7 @@ class Transcoders(LazyModule):
         """Encoder rows (n, D) and biases (n,) of features ``index`` (n,) of ``layer``."""
         self._require_index(layer, index)
         bias = self.encoder_bias(layer)
-        return self.encoder(layer).rows(index), bias.index_select(0, index.to(bias.device))
+        return self.encoder(layer).rows(index), bias.index_select(0, sent(index, bias.device))
 
     def reads(self, layer: int, index: Tensor, position: Tensor, x_PD: Callable[[], Tensor]) -> tuple[Tensor, Tensor]:
         """What features ``index`` (n,) of ``layer`` read at ``position`` (n,): vectors (n, D) at the input hook, and what is
@@ -230,7 +231,8 @@ class Transcoders(LazyModule):
         """
         unique, inverse = torch.unique(index, return_inverse=True)
         rows, bias = self.encoder_rows(layer, unique)
-        return rows[inverse.to(rows.device)], bias[inverse.to(bias.device)]
+        there = sent(inverse, rows.device)
+        return rows.index_select(0, there), bias.index_select(0, there.to(bias.device))
 
     def output_bias(self, layer: int, x_PD: Callable[[], Tensor]) -> Tensor:
         """(D,), or (P, D) where it depends on the input: what is added to the reconstruction of ``layer``."""

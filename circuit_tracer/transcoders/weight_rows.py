@@ -14,6 +14,7 @@ from torch import Tensor
 
 from circuit_tracer.files.checksums import verified, verify_rows
 from circuit_tracer.files.tensors import release_pages
+from circuit_tracer.kernels.device import sent
 
 
 class WeightRows(Protocol):
@@ -58,7 +59,7 @@ class MemoryRows:
 
     def rows(self, index: Tensor, slot: int | None = None) -> Tensor:
         view = self._tensor if slot is None else self._tensor[:, slot]
-        return view.index_select(0, index.to(view.device))
+        return view.index_select(0, sent(index, view.device))
 
     def block(self, start: int, stop: int) -> Tensor:
         return self._tensor[start:stop]
@@ -105,11 +106,11 @@ class MappedRows:
         view = self._mapped if slot is None else self._mapped[:, slot]
         unique, place = torch.unique(index.cpu(), return_inverse=True)
         verify_rows(view, unique)
-        rows = view.index_select(0, unique).to(self._example)
+        rows = sent(view.index_select(0, unique).to(self.dtype), self.device)
         release_pages(view)
         if torch.equal(place, torch.arange(unique.numel())):
             return rows
-        return rows.index_select(0, place.to(rows.device))
+        return rows.index_select(0, sent(place, rows.device))
 
     def block(self, start: int, stop: int) -> Tensor:
         return verified(self._mapped[start:stop]).to(self._example)

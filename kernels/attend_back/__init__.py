@@ -47,8 +47,8 @@ def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD
         g_TPD: (T, P, D) contiguous, updated.
         pattern_HPP: (H, P, P), rows = queries, zero above the diagonal; factors that depend on the query or the key
             position alone (1/sigma of norms) may be multiplied into it.
-        output_DO: (D, O).
-        value_VD: (V, D), heads of a group share it (grouped-query attention).
+        output_DO: (D, O), or its `factor` (kernels/product.py).
+        value_VD: (V, D), or its `factor`; heads of a group share it (grouped-query attention).
     """
     if on_gpu(g_TPD):
         from circuit_tracer.kernels.attend_back import triton
@@ -84,15 +84,16 @@ def attend_back_several_(
         g_TPD: (T, P, D) contiguous, updated.
         pattern_BHPP: (B, H, P, P), rows = queries.
         prompt_T: (T,) int64, the prompt of each row.
-        output_DO: (D, O).
-        value_VD: (V, D).
+        output_DO: (D, O), or its `factor`.
+        value_VD: (V, D), or its `factor`.
     """
     n_rows, n_pos, d_model = g_TPD.shape
     n_heads = pattern_BHPP.shape[1]
-    d_head = output_DO.shape[1] // n_heads
-    n_kv = value_VD.shape[0] // d_head
+    n_out, n_value = output_DO.shape[-1], value_VD.shape[-2]
+    d_head = n_out // n_heads
+    n_kv = n_value // d_head
     groups = n_heads // n_kv
-    numbers = n_pos * (output_DO.shape[1] + value_VD.shape[0] + n_heads * n_pos)
+    numbers = n_pos * (n_out + n_value + n_heads * n_pos)
     in_flight = BYTES_IN_FLIGHT_ON_GPU if on_gpu(g_TPD) else BYTES_IN_CACHE
     step = max(1, in_flight // max(1, numbers * g_TPD.element_size()))
     for rows, prompt in zip(g_TPD.split(step), prompt_T.split(step), strict=True) if n_rows else ():

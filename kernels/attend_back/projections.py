@@ -39,8 +39,10 @@ def digits_of(weight_KN: Tensor) -> Tensor:
 
 
 def project_(out_nN: Tensor, row_nK: Tensor, weight_KN: Tensor, add: bool = False) -> None:
-    """out = row @ weight, or out += row @ weight; rows and result in float32, weights in float32 or bfloat16."""
-    _project_op(out_nN, row_nK, digits_of(weight_KN), add)
+    """out = row @ weight, or out += row @ weight; rows and result in float32, weights in float32 or bfloat16, or as digits
+    (W, K, N) that were made before.
+    """
+    _project_op(out_nN, row_nK, weight_KN if weight_KN.ndim == 3 else digits_of(weight_KN), add)
 
 
 @torch.library.custom_op("circuit_tracer_kernels::attend_back_project", mutates_args=("out_nN",))

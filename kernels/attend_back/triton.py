@@ -42,7 +42,7 @@ BLOCK_S, BLOCK_Q = (16, 16) if INTERPRETED else (64, 64)
 
 def attend_back_(g_TPD: Tensor, pattern_HPP: Tensor, output_DO: Tensor, value_VD: Tensor) -> None:
     """As `circuit_tracer.kernels.attend_back.attend_back_`."""
-    n_pos, d_head = g_TPD.shape[1], output_DO.shape[1] // pattern_HPP.shape[0]
+    n_pos, d_head = g_TPD.shape[1], output_DO.shape[-1] // pattern_HPP.shape[0]
     for rows, z_TPO, mixed_TPV in _projected(g_TPD, output_DO, value_VD):
         _mix_op(mixed_TPV, pattern_HPP, z_TPO, 0, n_pos, 0, n_pos, d_head)
         _add_(rows, mixed_TPV, value_VD)
@@ -53,7 +53,7 @@ def attend_back_recomputed_(g_TPD: Tensor, scores: Scores, output_DO: Tensor, va
 
     Like one that is stored, it has the dtype of the rows.
     """
-    n_pos, d_head = g_TPD.shape[1], output_DO.shape[1] // scores.n_heads
+    n_pos, d_head = g_TPD.shape[1], output_DO.shape[-1] // scores.n_heads
     bytes_a_key = scores.n_heads * n_pos * g_TPD.element_size()
     width = max(MIN_STRIP, STRIP_BYTES // max(1, bytes_a_key) // MIN_STRIP * MIN_STRIP)
     for rows, z_TPO, mixed_TPV in _projected(g_TPD, output_DO, value_VD):
@@ -87,7 +87,7 @@ def _projected(g_TPD: Tensor, output_DO: Tensor, value_VD: Tensor) -> Iterator[t
     n_rows, n_pos, d_model = g_TPD.shape
     if not (n_rows and n_pos):
         return
-    n_out, n_value = output_DO.shape[1], value_VD.shape[0]
+    n_out, n_value = output_DO.shape[-1], value_VD.shape[-2]
     step = max(1, BYTES_IN_FLIGHT_ON_GPU // max(1, n_pos * (n_out + n_value) * g_TPD.element_size()))
     for rows in g_TPD.split(step):
         z_TPO = rows.new_empty(len(rows), n_pos, n_out)

@@ -34,8 +34,9 @@ def contract_(
         out_TN: (T, N).
         g_TPD: (T, P, D).
         source_nD: (n, D), sorted by position.
-        source_ptr: P + 1 offsets into it (more are ignored: rows that never reach later positions need not look at them).
-        column: First column of each position, in ascending order.
+        source_ptr: P + 1 offsets into it (more are ignored: rows that never reach later positions need not look at them). As
+            `Offsets` a GPU is given them once.
+        column: First column of each position, in ascending order; as above.
     """
     if g_TPD.shape[0] == 0:
         return None

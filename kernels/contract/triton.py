@@ -18,6 +18,7 @@ import triton.language as tl
 from torch import Tensor
 
 from circuit_tracer.kernels.contract.addressed import AddressedRows
+from circuit_tracer.kernels.contract.offsets import on_device
 from circuit_tracer.kernels.launch import (
     BLOCK_SUMMED,
     accumulator,
@@ -38,27 +39,23 @@ def contract_(
     out_TN: Tensor, g_TPD: Tensor, source_nD: Tensor, source_ptr: Sequence[int], column: Sequence[int]
 ) -> None:
     """As `circuit_tracer.kernels.contract.contract_`, in one launch."""
-    n_pos = g_TPD.shape[1]
-    ptr = source_ptr[: n_pos + 1]
-    first = torch.tensor(column[:n_pos], device=g_TPD.device)
-    _contract_op(
-        out_TN, g_TPD, [source_nD], torch.tensor(ptr, device=g_TPD.device), first, None, None, None, largest(ptr)
-    )
+    ptr, first = on_device(source_ptr, g_TPD.device), on_device(column, g_TPD.device)
+    most = largest(source_ptr[: g_TPD.shape[1] + 1])
+    _contract_op(out_TN, g_TPD, [source_nD], ptr, first, None, None, None, most)
 
 
 def contract_rows_(out_TN: Tensor, g_TPD: Tensor, sources: AddressedRows) -> None:
     """As `circuit_tracer.kernels.contract.contract_rows_`: rows are read where they are stored."""
-    ptr = sources.ptr[: g_TPD.shape[1] + 1]
     _contract_op(
         out_TN,
         g_TPD,
         list(sources.tables),
-        torch.tensor(ptr, device=g_TPD.device),
+        on_device(sources.ptr, g_TPD.device),
         sources.column,
         sources.table,
         sources.row,
         sources.scale,
-        largest(ptr),
+        largest(sources.ptr[: g_TPD.shape[1] + 1]),
     )
 
 
@@ -113,6 +110,9 @@ def addresses(tables: Sequence[Tensor], table: Tensor, row: Tensor) -> tuple[Ten
 
     All tables are read through the pointer of the first: a difference of addresses is as good as an index.
     """
+    if len(tables) == 1:
+        stride = tables[0].stride(0)
+        return row * stride, gcd(VECTOR_BYTES // tables[0].element_size(), stride)
     base, size = tables[0].data_ptr(), tables[0].element_size()
     starts = [(rows.data_ptr() - base) // size for rows in tables]
     strides = [rows.stride(0) for rows in tables]

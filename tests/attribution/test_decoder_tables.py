@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 from torch import Tensor
 
-from circuit_tracer.attribution.decoder_rows import DecoderRows, read_decoder_rows, stored_once
+from circuit_tracer.attribution.decoder_rows import DecoderRows, read_decoder_rows, stored_once, sums_at
 from circuit_tracer.attribution.prompt import encode_prompt
 from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.kernels.contract import addressed
+from circuit_tracer.kernels.contract.offsets import Offsets
+from circuit_tracer.models.parts import ModelParts
+from circuit_tracer.transcoders.base import Transcoders
 from tests.support.tracing_cases import Case, build, one_each
+from tests.support.waiting_cases import small
+from tests.support.waits import DEVICE, counting, on_device
 
 CASES = [case for case in one_each() if case.architecture in ("llama", "gemma2", "gpt2", "gpt_neox")]
 
@@ -52,3 +59,45 @@ def test_rows_stored_once_give_the_edges_of_rows_for_each_source(
 def test_rows_are_stored_once_where_they_are_repeated() -> None:
     assert stored_once(7_100_000, 950_000)
     assert not stored_once(100, 90)
+
+
+def test_a_device_is_told_once_where_sources_find_their_rows() -> None:
+    model, ids = small(), torch.tensor([3, 7, 3, 7, 7, 5, 3])
+    g = torch.randn(3, len(ids), model.parts.config.d_model, generator=torch.Generator().manual_seed(3))
+
+    def read(parts: ModelParts, transcoders: Transcoders) -> tuple[DecoderRows, Tensor]:
+        encoded = encode_prompt(parts, transcoders, ids, [0])
+        sources = SourceTable.of(encoded.active, transcoders, len(ids))
+        rows, made = read_decoder_rows(sources, transcoders, encoded.network, keep=True)
+        rows.tables.keep()
+        return rows, made
+
+    here, expected = read(model.parts, model.transcoders)
+    edges = torch.zeros(3, len(here.sources))
+    here.contract_(1, g, edges)
+    with counting() as counted:
+        there = on_device(model)
+        rows, made = read(there.parts, there.transcoders)
+        torch.testing.assert_close(made.cpu(), expected, rtol=1e-5, atol=1e-6)
+        for found in torch.zeros(2, *edges.shape).to(DEVICE):
+            counted.clear()
+            rows.contract_(1, g.to(DEVICE, non_blocking=True), found)
+            torch.testing.assert_close(found.cpu(), edges, rtol=1e-5, atol=1e-5)
+        assert (counted.uploads.total(), counted.passing.total()) == (0, 1)
+        assert rows.release()
+
+
+@pytest.mark.parametrize("ptr", [[0, 0, 3, 3, 40, 41], [0, 0, 0]], ids=str)
+def test_sums_of_positions_are_one_launch_on_a_device(ptr: list[int]) -> None:
+    rows = torch.randn(ptr[-1], 6, generator=torch.Generator().manual_seed(0)).mul_(100)
+    expected = [rows[start:stop].sum(0) for start, stop in pairwise(ptr)]
+    assert torch.equal(sums_at(rows, Offsets(ptr)), torch.stack(expected))
+    with counting() as counted:
+        there, offsets = rows.to(DEVICE), Offsets(ptr)
+        offsets.on(DEVICE)
+        counted.clear()
+        found = sums_at(there, offsets)
+        launches = counted.launches.total()
+        torch.testing.assert_close(found.cpu(), torch.stack(expected), rtol=1e-6, atol=1e-4)
+    assert launches <= 3
+    assert counted.uploads.total() == 0

@@ -80,6 +80,20 @@ def test_patterns_are_made_again_where_they_do_not_fit(
     assert_same_graph(attribute(IDS, model), reference_graph(model, IDS))
 
 
+def test_weights_of_attention_are_kept_on_a_gpu_where_they_are_small(plans: list[MemoryPlan]) -> None:
+    attribute(IDS, build(CASES[0]))
+    assert not plans[0].keep_projections  # a CPU multiplies by what the model has
+    work = replace(plans[0].work, on_gpu=True)
+    config, size = work.config, work.projections
+    heads = config.n_heads + config.n_key_value_heads
+    assert size == config.n_layers * config.d_model * heads * config.d_head * {4: 6, 8: 8}[work.item]
+    most = int(size / plan.SHARE_FOR_PROJECTIONS)
+    assert [plan.keeps_projections(work, 100, 100 + budget) for budget in (most - 1, most)] == [False, True]
+    kept = plan.plan_memory(work, 0, 100 * plans[0].peak, 512)
+    assert kept.phases["compute edges"]["weights of attention"] == size
+    assert not kept.reading_again().keep_projections
+
+
 @each_case
 def test_too_little_memory_is_an_error_whose_advice_works(case: Case, plans: list[MemoryPlan]) -> None:
     model = build(case)

@@ -42,3 +42,33 @@ def test_a_gpu_without_triton_is_an_error(monkeypatch: pytest.MonkeyPatch) -> No
     ):
         device.on_gpu(OnGPU())
     assert not device.on_gpu(torch.ones(1))
+
+
+class Lying:
+    """A tensor somewhere, that notes how it is copied."""
+
+    def __init__(self, place: str, nbytes: int) -> None:
+        self.device, self.nbytes, self.done = torch.device(place), nbytes, list[object]()
+
+    def pin_memory(self) -> Lying:
+        self.done.append("pinned")
+        return self
+
+    def to(self, device: torch.device, non_blocking: bool) -> list[object]:
+        return [*self.done, non_blocking]
+
+
+@pytest.mark.parametrize(
+    ("source", "target", "nbytes", "expected"),
+    [
+        ("cpu", "cuda", 8, [True]),
+        ("cpu", "cuda", 2**20, ["pinned", True]),
+        ("cpu", "mps", 8, [False]),
+        ("cuda", "cpu", 8, [False]),
+        ("cuda", "cuda", 2**20, [False]),
+    ],
+)
+def test_only_what_comes_from_the_host_is_not_waited_for(
+    source: str, target: str, nbytes: int, expected: list[object]
+) -> None:
+    assert device.sent(Lying(source, nbytes), torch.device(target)) == expected

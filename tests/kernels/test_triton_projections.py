@@ -8,7 +8,11 @@ from torch import Tensor
 
 pytest.importorskip("triton", reason="triton is not installed here")
 
+from circuit_tracer.kernels import attend_back
+from circuit_tracer.kernels.attend_back.cases import draw as draw_attention
 from circuit_tracer.kernels.attend_back.projections import digits_of, project_
+from circuit_tracer.kernels.device import kernels_on
+from circuit_tracer.kernels.product import add_product_, factor, product
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -82,3 +86,36 @@ def test_weights_may_be_transposed_and_results_part_of_more() -> None:
     assert torch.equal(wide[:, 3:12].cpu(), projected(out, row, weight))
     assert not wide[:, :3].any()
     assert not wide[:, 12:].any()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+def test_a_weight_made_ready_once_gives_the_same(dtype: torch.dtype) -> None:
+    out, row, weight = draw(12, 33, 9, dtype)
+    weight, row, out = weight.to(DEVICE), row.to(DEVICE), out.to(DEVICE)
+    with kernels_on(DEVICE):
+        ready = factor(weight, torch.float32)
+        assert ready.shape == (1 if dtype is torch.bfloat16 else 3, 33, 9)
+        assert factor(weight, torch.float64).dtype is torch.float64
+    assert (ready.data_ptr() == weight.data_ptr()) == (dtype is torch.bfloat16)  # which takes no memory of its own
+    expected = projected(torch.zeros(12, 9), row, weight if dtype is torch.bfloat16 else weight.float())
+    assert torch.equal(product(row, ready).cpu(), expected)
+    assert torch.equal(product(row.unflatten(0, (3, 4)), ready).cpu(), expected.unflatten(0, (3, 4)))
+    added = out.clone()
+    add_product_(added, row, ready)
+    assert torch.equal(added.cpu(), expected + out.cpu())
+
+
+@pytest.mark.parametrize("several", [False, True])
+def test_attention_takes_weights_made_ready(several: bool) -> None:
+    g, pattern, output, value = (each.to(DEVICE) for each in draw_attention(3, 7, 20, 1, 2, 4, torch.float32))
+    found, expected = g.clone(), g.clone()
+    with kernels_on(DEVICE):
+        ready = factor(output, torch.float32), factor(value, torch.float32)
+        if several:
+            patterns, prompt = torch.stack([pattern.flip(0), pattern]), torch.tensor([1, 0, 1], device=DEVICE)
+            attend_back.attend_back_several_(found, patterns, prompt, *ready)
+            attend_back.attend_back_several_(expected, patterns, prompt, output, value)
+        else:
+            attend_back.attend_back_(found, pattern, *ready)
+            attend_back.attend_back_(expected, pattern, output, value)
+    torch.testing.assert_close(found, expected, rtol=1e-5 if several else 0, atol=1e-5 if several else 0)

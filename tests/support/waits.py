@@ -63,8 +63,8 @@ class Counted:
     reads: Counter[tuple[str, str]] = field(default_factory=Counter)
     uploads: Counter[tuple[str, str]] = field(default_factory=Counter)
     launches: Counter[tuple[str, str]] = field(default_factory=Counter)
+    passing: Counter[tuple[str, str]] = field(default_factory=Counter)  # copies that nobody waits for
     kernels: Counter[str] = field(default_factory=Counter)  # of our own among the launches
-    not_waited_for: int = 0  # copies that nobody waits for
     read_bytes: int = 0
 
     def clear(self) -> None:
@@ -77,9 +77,8 @@ class Counted:
 
     def __sub__(self, less: Counted) -> Counted:
         """What was seen here and not there."""
-        left = Counted(not_waited_for=self.not_waited_for - less.not_waited_for)
-        left.read_bytes = self.read_bytes - less.read_bytes
-        for name in ("reads", "uploads", "launches", "kernels"):
+        left = Counted(read_bytes=self.read_bytes - less.read_bytes)
+        for name in ("reads", "uploads", "launches", "passing", "kernels"):
             setattr(left, name, getattr(self, name) - getattr(less, name))
         return left
 
@@ -90,7 +89,7 @@ class Counted:
             "uploads": self.uploads.total(),
             "launches": self.launches.total(),
             "kernels": self.kernels.total(),
-            "copies not waited for": self.not_waited_for,
+            "copies not waited for": self.passing.total(),
             "bytes read": self.read_bytes,
         }
 
@@ -198,7 +197,7 @@ class _Operations(TorchDispatchMode):
         if isinstance(source, OnDevice) == to_device:
             return self._launch(name)
         if kwargs.get("non_blocking") or any(rest):
-            self.counted.not_waited_for += 1
+            self.counted.passing[name, _place()] += 1
         elif to_device:
             self._upload(name)
         else:

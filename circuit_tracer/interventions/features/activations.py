@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.transcoders.activations import JumpReLU, TopK, exceeds
 from circuit_tracer.transcoders.active import ActiveFeatures
 from circuit_tracer.transcoders.base import Transcoders
@@ -28,7 +29,7 @@ def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position:
         layer: The layer.
         x_PD: (P, D) what the layer's features read.
         position: (n,) int64.
-        index: (n,) int64.
+        index: (n,) int64, on the host best: of one that a device has, the device is asked.
 
     Returns:
         (n,) activations, in the dictionary's own units.
@@ -47,16 +48,20 @@ def activations_of(transcoders: Transcoders, layer: int, x_PD: Tensor, position:
         return _look_up(transcoders, layer, x_PD, position, index)
     unique, inverse = torch.unique(index, return_inverse=True)
     rows, bias = transcoders.encoder_rows(layer, unique)
-    rows, bias = rows.to(x_PD)[inverse], bias.to(x_PD)[inverse]
+    there = sent(inverse, x_PD.device)
+    rows, bias = rows.to(x_PD).index_select(0, there), bias.to(x_PD).index_select(0, there)
     pre = (x_PD[position] * rows).sum(-1) + bias
     if isinstance(function, JumpReLU):
         threshold = function.threshold
-        return torch.where(exceeds(pre, threshold[index] if threshold.ndim else threshold), pre, 0)
+        if threshold.ndim:
+            threshold = threshold.index_select(0, sent(index, threshold.device))
+        return torch.where(exceeds(pre, threshold), pre, 0)
     value: Tensor = function(pre)
     return value
 
 
 def _look_up(transcoders: Transcoders, layer: int, x_PD: Tensor, position: Tensor, index: Tensor) -> Tensor:
+    index = index.to(position.device)
     places, row = torch.unique(position, return_inverse=True)
     found_row, found_index, found_value = transcoders.encode_positions(layer, x_PD[places])
     width = transcoders.n_features(layer)

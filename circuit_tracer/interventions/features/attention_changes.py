@@ -16,6 +16,7 @@ from torch import Tensor
 
 from circuit_tracer.attribution.frozen_attention import FrozenAttention
 from circuit_tracer.interventions.features.settings import LayerSettings
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import Visit, in_rows
 from circuit_tracer.transcoders.lorsa import Lorsa
@@ -91,10 +92,12 @@ class AttentionChanges:
         if held and self.frozen is not None:
             x = self.frozen.true_input(layer)
             row = row % len(x)
-        activations = self.dictionary.apply_activation_function(layer, self._pre(layer, x))[row, wanted.index]
+        index = sent(wanted.index, x.device)
+        activations = self.dictionary.apply_activation_function(layer, self._pre(layer, x))[row, index]
         current = torch.where(torch.isin(wanted.position, self.zero_positions), 0, activations.to(y_nW))
         unique, inverse = torch.unique(wanted.index, return_inverse=True)
-        rows = self.dictionary.decoder_rows(layer, unique, target_layer=layer).to(y_nW)[inverse]
+        rows = self.dictionary.decoder_rows(layer, unique, target_layer=layer).to(y_nW)
+        rows = rows.index_select(0, sent(inverse, rows.device))
         changed = (y_nW if replacement is None else replacement).clone()
         return changed.index_add_(0, wanted.position, rows * (wanted.target(current) - current)[:, None])
 

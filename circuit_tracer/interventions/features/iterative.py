@@ -48,9 +48,10 @@ class IterativePass(Pass):
         wanted = self.settings.get(layer)
         if wanted is not None:
             width = self.transcoders.n_features(layer)
-            free = ~torch.isin(row * width + index, wanted.position * width + wanted.index)
+            set_index = wanted.index.to(index.device)
+            free = ~torch.isin(row * width + index, wanted.position * width + set_index)
             row = torch.cat([row[free], wanted.position])
-            index = torch.cat([index[free], wanted.index])
+            index = torch.cat([index[free], set_index])
             change = torch.cat([change[free], self._edited(layer, x_PD, wanted)])
         moved = change != 0
         if moved.any():

@@ -27,6 +27,7 @@ from circuit_tracer.errors import InputError, NumericalError, ResourceError
 from circuit_tracer.interventions.features.activations import activations_of
 from circuit_tracer.interventions.features.attention_changes import AttentionChanges
 from circuit_tracer.interventions.features.settings import LayerSettings, split_settings
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.models.run import ModelRun, Visit, in_rows, in_turn, live_scales
@@ -172,7 +173,7 @@ class Pass:
         self.transcoders, self.freeze, self.observer = model.transcoders, freeze, observer
         self.settings, of_attention = split_settings(settings, self.transcoders.d_transcoder)
         self.held = freeze.layers if freeze is not None else frozenset[int]()
-        self.zero_positions = torch.tensor(zero_positions, dtype=torch.int64, device=model.parts.device)
+        self.zero_positions = sent(torch.tensor(zero_positions, dtype=torch.int64), model.parts.device)
         self.input: dict[int, Tensor] = {}  # (P, D) of held layers, on the way from the input hook to the output hook
         self.delta: dict[int, Tensor] = {}  # (P, D) still to be added at layers ahead
         self.going_on: dict[int, Tensor] = {}  # (P, D) that was added where the MLP reads, on its way past the MLP
@@ -246,6 +247,7 @@ class Pass:
         """Changes (n,) of activations, times decoder rows, go to the layers these features write to, held ones if any."""
         unique, inverse = torch.unique(index, return_inverse=True)
         rows_nTD = self.transcoders.decoder_rows(layer, unique).to(x_PD)
+        inverse = sent(inverse, x_PD.device)
         for slot, target in enumerate(self.transcoders.target_layers(layer)):
             if self.held and target not in self.held:
                 continue

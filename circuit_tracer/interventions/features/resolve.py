@@ -125,7 +125,7 @@ def settings_of(changes: Sequence[dict[Place, Change]], clean: CleanRun) -> dict
     for layer, entries in rows.items():
         settings[layer] = LayerSettings(
             torch.tensor([row for row, _, _ in entries], device=device),
-            torch.tensor([index for _, index, _ in entries], device=device),
+            torch.tensor([index for _, index, _ in entries]),
             in_precision(torch.tensor([value for _, _, value in entries], dtype=torch.float64), dtype).to(device),
         )
     return settings

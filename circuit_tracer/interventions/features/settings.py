@@ -6,7 +6,7 @@ Letters: P positions, F features a layer, n entries.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -14,6 +14,7 @@ from torch import Tensor
 
 from circuit_tracer.arguments import whole
 from circuit_tracer.errors import InputError, shortened
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.transcoders.base import Transcoders, described_layers
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
 
@@ -28,7 +29,7 @@ class LayerSettings:
     """
 
     position: Tensor  # (n,)
-    index: Tensor  # (n,)
+    index: Tensor  # (n,), on the host: which features these are is asked again in every pass
     value: Tensor  # (n,)
     factor: Tensor | None = None  # (n,); None: 0, so that values are absolute
 
@@ -95,15 +96,18 @@ def missing_feature(
 def split_settings(
     settings: dict[int, LayerSettings], first: int
 ) -> tuple[dict[int, LayerSettings], dict[int, LayerSettings]]:
-    """Those of features below `first`, and the others, whose indices then begin at 0."""
+    """Those of features below `first`, and the others, whose indices then begin at 0; a device is asked for nothing."""
     below: dict[int, LayerSettings] = {}
     others: dict[int, LayerSettings] = {}
     for layer, every in settings.items():
         for kept, there, start in ((below, every.index < first, 0), (others, every.index >= first, first)):
-            if bool(there.any()):
-                factor = None if every.factor is None else every.factor[there]
+            if bool(there.all()):
+                kept[layer] = replace(every, index=every.index - start)
+            elif bool(there.any()):
+                chosen = sent(torch.nonzero(there).flatten(), every.position.device)
+                factor = None if every.factor is None else every.factor[chosen]
                 kept[layer] = LayerSettings(
-                    every.position[there], every.index[there] - start, every.value[there], factor
+                    every.position[chosen], every.index[there] - start, every.value[chosen], factor
                 )
     return below, others
 
@@ -168,9 +172,8 @@ def _join(entries: list[tuple[Tensor, Tensor, Tensor]], device: torch.device, dt
     last = torch.ones_like(key, dtype=torch.bool)
     last[:-1] = key[1:] != key[:-1]
     order = order[last]
-    return LayerSettings(
-        position[order].to(device), index[order].to(device), in_precision(value[order], dtype).to(device)
-    )
+    values = in_precision(value[order], dtype)
+    return LayerSettings(sent(position[order], device), index[order], sent(values, device))
 
 
 def in_precision(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -21,6 +21,7 @@ from circuit_tracer.interventions.features.edits import Edit, FeatureAt
 from circuit_tracer.interventions.features.resolve import Change, Place, first_generated, reached, resolve_edits, taken
 from circuit_tracer.interventions.features.settings import LayerSettings, in_precision
 from circuit_tracer.interventions.heads.edits import HeadEdit
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.models.parts import ModelParts
 from circuit_tracer.models.run import Visit
 
@@ -102,10 +103,10 @@ class SteeringPlan:
         device, dtype = self.parts.device, self.parts.compute_dtype
         return {
             layer: LayerSettings(
-                torch.tensor([row for row, _, _, _ in entries], device=device),
-                torch.tensor([index for _, index, _, _ in entries], device=device),
+                sent(torch.tensor([row for row, _, _, _ in entries]), device),
+                torch.tensor([index for _, index, _, _ in entries]),
                 *(
-                    in_precision(torch.tensor(column, dtype=torch.float64), dtype).to(device)
+                    sent(in_precision(torch.tensor(column, dtype=torch.float64), dtype), device)
                     for column in ([value for _, _, value, _ in entries], [factor for _, _, _, factor in entries])
                 ),
             )
