@@ -19,7 +19,7 @@ KEYS_A_TILE = 256
 QUERIES_A_TILE = 512
 POSITIONS_IN_CACHE = 1024  # of a row, projected at a time: what they are made of and what they become stays in cache
 # of rows projected onto heads; beyond that, rows go through one chunk after the other
-BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU = 64 * 2**20, 2**30
+BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU = 128 * 2**20, 2**30
 
 
 def attend_back_recomputed_(g_TPD: Tensor, scores: Scores, output_DO: Tensor, value_VD: Tensor) -> None:
