@@ -95,6 +95,15 @@ def share(work: Callable[[Piece], None], parts: Iterable[Piece]) -> Callable[[],
     return partial(crew.finish, batch)
 
 
+def helped(work: Callable[[Piece], None], parts: Iterable[Piece]) -> None:
+    """work(part) for each part, in any order. Inside a piece, workers that are idle take some of them."""
+    if getattr(_here, "crew", None) is None:
+        for part in parts:
+            work(part)
+    else:
+        share(work, parts)()
+
+
 def _is_watched() -> bool:
     modes: list[Any] = [*_get_current_function_mode_stack(), *_get_current_dispatch_mode_stack()]
     return not all(isinstance(mode, DeviceContext) for mode in modes)

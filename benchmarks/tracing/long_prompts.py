@@ -5,8 +5,9 @@
 25 to 1,000 tokens with 2,000 features expanded; 4,000 tokens with 200; and 1,000 tokens with the per-layer dictionary. Each
 runs in a process of its own (trace_once.py). Beside the seconds stands what the law predicts from the shortest prompt: rows x
 tokens x (layers + attended tokens), attended tokens being half the prompt; what took most of them; and the operations of
-exactly these rows (flops.py), over the seconds. Ends with status 1 if a length takes more
-than 1.3 times what the law says, or more memory than was given.
+exactly these rows (flops.py), over the seconds, beside the rate of square products on this machine. What it has is written after each
+prompt. Ends with status 1 if a length takes more than 1.3 times what the law says, or more memory than was given, or fails;
+the others run all the same, and the record says so.
 """
 
 from __future__ import annotations
@@ -16,10 +17,13 @@ import json
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from benchmarks.common.harness import versions
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import RESULTS
 from benchmarks.common.processes import answer, our_command
+from benchmarks.tracing.row_rate import matrix_product_rate
 from circuit_tracer.sizes import parse_bytes
 
 PROMPTS = ("long-25", "long-50", "long-100", "long-250", "long-500", "long-1000")
@@ -57,8 +61,14 @@ def line(found: dict[str, Any]) -> str:
     return (
         f"  {found['tokens']:6} {found['active']:8} {found['expanded']:8} {found['seconds']:9.1f} {predicted:>11} "
         f"{found['tflop']:7.2f} {1000 * found['tflop'] / found['seconds']:8.0f} {found['planned'] / 1e9:8.2f} "
-        f"{found['actual'] / 1e9:8.2f} {found['resident_peak'] / 1e9:19.2f}  {most_of(found)}"
+        f"{found['actual'] / 1e9:8.2f} {found['resident_peak'] / 1e9:19.2f}  {most_of(found)}\n"
+        f"          {said(found['stages'])}; in the rows, of all threads: {said(found['parts'])}"
     )
+
+
+def said(seconds: dict[str, float]) -> str:
+    """Names with their seconds."""
+    return ", ".join(f"{name} {each:.1f}" for name, each in seconds.items())
 
 
 def failures(found: dict[str, Any], memory: str | None) -> list[str]:
@@ -89,18 +99,25 @@ def main() -> None:
         asked.append(("longest", args.transcoders, LONGEST, LONGEST_EXPANDED))
     if args.per_layer:
         asked.append(("per_layer", args.per_layer, PER_LAYER, args.expanded))
+    torch.set_num_threads(args.threads)
+    rate = matrix_product_rate()
     results: dict[str, Any] = describe(versions=versions(), memory=args.memory, layers=layers, limit=LIMIT)
-    results |= {kind: [] for kind, *_ in asked}
-    print(HEAD)
-    failed = []
+    failed: list[str] = []
+    results |= {"matrix_product_gflops": rate / 1e9, "failed": failed} | {kind: [] for kind, *_ in asked}
+    print(f"square products: {rate / 1e9:.0f} GFLOP/s\n{HEAD}", flush=True)
     for kind, transcoders, prompt, expanded in asked:
-        found = traced(args, transcoders, prompt, expanded)
-        if kind == "growth":
-            first = (results["growth"] or [found])[0]
-            found["seconds_by_the_law"] = first["seconds"] * law(found, layers) / law(first, layers)
-        results[kind].append(found)
-        failed += failures(found, args.memory)
-        print(line(found), flush=True)
+        try:
+            found = traced(args, transcoders, prompt, expanded)
+        except SystemExit as error:
+            failed.append(f"{prompt} ({kind}) did not end: {str(error).splitlines()[-1]}")
+            print(f"  {error}", flush=True)
+        else:
+            if kind == "growth":
+                first = (results["growth"] or [found])[0]
+                found["seconds_by_the_law"] = first["seconds"] * law(found, layers) / law(first, layers)
+            results[kind].append(found)
+            failed += failures(found, args.memory)
+            print(line(found), flush=True)
         write_results(args.results, results)
     if failed:
         raise SystemExit("\n".join(failed))

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from circuit_tracer.attribution.row_blocks import IN_CACHE
+from circuit_tracer.attribution.row_blocks import ENOUGH_FOR_TABLES, IN_CACHE
 from circuit_tracer.attribution.trace_sizes import CAPTURED, PIECE, STATE, STATE_AT_ONCE, TraceSizes
 from circuit_tracer.errors import ResourceError
 from circuit_tracer.sizes import as_size
@@ -156,8 +156,11 @@ def _candidates(
 ) -> Iterator[MemoryPlan]:
     chunk, made_once = max(1, min(PIECE, (budget - held) // 16)), keeps_projections(work, held, budget)
     for keep_rows in (True, False) if may_keep_rows else (False,):
-        numbers = IN_CACHE if keep_rows and not work.on_gpu else 0
-        plan = MemoryPlan(work, held, budget, keep_patterns, keep_rows, batch_size, chunk, numbers, workers, made_once)
+        in_cache = keep_rows and not work.on_gpu
+        # rows of tables are gathered for each block, which takes as long as some thirty rows of it
+        numbers = IN_CACHE if in_cache and not work.stored_once else 0
+        most = min(batch_size, ENOUGH_FOR_TABLES) if in_cache and work.stored_once else batch_size
+        plan = MemoryPlan(work, held, budget, keep_patterns, keep_rows, most, chunk, numbers, workers, made_once)
         while True:
             yield plan
             if plan.workers > 1:

@@ -23,6 +23,7 @@ WIDE = 512  # d_model
 # Numbers (P, D) of a block of rows on a CPU, so that it stays in the cache of one core and that there are blocks for all cores;
 # and rows that a block may have all the same, or reading weights and sources would take longer than the rows themselves.
 IN_CACHE, ENOUGH_ROWS = 1 << 19, 32
+ENOUGH_FOR_TABLES = 128  # where sources are gathered anew for each block
 # Rows wait to read off sources where idle workers can help, until rows and sources take so many bytes.
 BYTES_WAITING = 24 * 2**20
 

@@ -24,6 +24,7 @@ from circuit_tracer.attribution.prompt import LinearPrompt
 from circuit_tracer.attribution.read_out import ReadOut
 from circuit_tracer.attribution.row_blocks import BYTES_WAITING, split_rows
 from circuit_tracer.attribution.sources import SourceTable
+from circuit_tracer.kernels.attend_back import rows_a_chunk
 from circuit_tracer.kernels.contract import contract_, contract_each
 from circuit_tracer.kernels.device import sent
 from circuit_tracer.models.frozen import FrozenNetwork
@@ -265,10 +266,12 @@ class _Flight:
         attention, targets = self.network.layers[layer], self.targets[0]
         if above:
             attention.attend_back_(self.g[:above])
-        if above < here:
-            position = self.position[0][above:here]
-            adjoint = self._adjoint(layer, targets.vector[above:here].to(**self.options), position)
-            self.g[above:here] = attention.attend_back_at(adjoint, position, self.n_pos)
+        step = rows_a_chunk(self.n_pos * self.g.shape[2] * self.g.element_size())
+        for first in range(above, here, step):
+            some = slice(first, min(here, first + step))
+            position = self.position[0][some]
+            adjoint = self._adjoint(layer, targets.vector[some].to(**self.options), position)
+            self.g[some] = attention.attend_back_at(adjoint, position, self.n_pos)
 
     def join_stream(self, layer: int, entering: bool) -> None:
         """Targets that read the stream itself, at several places: of one prompt only."""

@@ -23,6 +23,8 @@ from circuit_tracer.transcoders.base import Transcoders
 
 PIECE = CHUNK_BYTES  # what encoder blocks and gathered decoder rows are cut to
 SAMPLED_ROWS = 512  # that stand for all when a plan is made, so that it takes no longer for long prompts
+BYTES_A_FEATURE, BYTES_A_SOURCE = 28, 8  # that is active; that writes to a layer (sources.py)
+BYTES_AN_ADDRESS = 56  # of a source whose decoder row is in a table, while a layer is read off (decoder_tables.py)
 BYTES_AN_EDGE = 24  # of a graph while it is checked: source, weight, and the target of each edge
 ATTENTION_COPIES = 4  # of a layer's scores while its softmax is taken
 # arrays (L, P, D): inputs and outputs; then errors (twice) and constants too; and all that exists while these are made
@@ -137,7 +139,8 @@ class TraceSizes:
         """The frozen prompt (prompt.py)."""
         n_arrays = copies * self.config.n_layers + 3 * self.attention  # outputs of heads, what replaces them, errors
         arrays = n_arrays * self.n_pos * self.config.d_model * self.item
-        return arrays + (self.patterns if keep_patterns else self.scores) + 28 * self.n_active
+        columns = BYTES_A_FEATURE * self.n_active + BYTES_A_SOURCE * int(self.written_LP.sum())
+        return arrays + (self.patterns if keep_patterns else self.scores) + columns
 
     def forward(self, keep_patterns: bool) -> int:
         """Beside the state, while the model runs: one layer's attention, its MLP, the masks."""
@@ -214,7 +217,8 @@ class TraceSizes:
 
     def in_flight(self, blocks: list[tuple[int, int, float]], workers: int = 1) -> int:
         """For each worker: gradients of the largest block, and what a chunk of it takes on its way through a layer
-        (kernels/attend_back). With several, rows of some layers wait to be read off, and as many are being read off (sweep.py).
+        (kernels/attend_back), and where its sources are. With several, rows of some layers wait to be read off, and as many are
+        being read off (sweep.py).
 
         On a GPU the first block's edges exist twice, while the kernel that adds to them is tuned (kernels/contract).
         """
@@ -228,7 +232,8 @@ class TraceSizes:
             waiting = max(waiting, min(2 * BYTES_WAITING, config.n_layers * gradient))
             largest = max(largest, gradient + tuned + min(rows * per_row, max(chunk, per_row)))
         weights = 2 * config.d_model * config.n_heads * config.d_head * self.item
-        return workers * (largest + weights) + (workers - 1) * waiting
+        addresses = BYTES_AN_ADDRESS * int(self.written_LP.sum(1).max()) if self.stored_once else 0
+        return workers * (largest + weights + addresses) + (workers - 1) * waiting
 
     def graph(self) -> int:
         """The graph's edges, and what checking them takes (assemble.py, graph/edges.py)."""

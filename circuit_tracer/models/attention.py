@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cache
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -60,6 +60,7 @@ class AttentionTape:
         default_factory=dict
     )  # by layer, on its way: what the heads give before their gate
     scoring: dict[int, Scoring] | None = None
+    masks: dict[int, tuple[Tensor, Tensor]] = field(default_factory=dict)  # that were looked at, by identity
     gated: frozenset[int] = frozenset()  # layers whose heads are multiplied by a gate, which is to be found out
 
     def visited(self, visits: Mapping[tuple[str, int], Callable[[int, Tensor], Tensor | None]]) -> AttentionTape:
@@ -70,6 +71,13 @@ class AttentionTape:
                     f"{site} of layer {layer} does not exist in a pass that makes patterns tile by tile; keep patterns"
                 )
         return replace(self, visits=visits)
+
+    def looked_at(self, mask: Tensor | None, n_pos: int) -> tuple[Tensor, Tensor]:
+        """A mask, which layers share, and the first key that each query sees (`_first_keys`)."""
+        if mask is None or id(mask) not in self.masks:
+            first = _first_keys(mask, n_pos)
+            self.masks[id(mask)] = (cast(Tensor, mask), first)
+        return self.masks[id(mask)]
 
     def gate(self, layer: int, given_BPO: Tensor) -> Tensor:
         """What enters the output projection of a gated layer, (B, P, O), in whose attention ones stood in for what the heads
@@ -127,10 +135,10 @@ def _scores(query: Tensor, key: Tensor, mask: Tensor | None, scaling: float, sof
     dtype = torch.promote_types(query.dtype, torch.float32)
     groups = query.shape[1] // key.shape[1]
     query, key = query.to(dtype), key.to(dtype).repeat_interleave(groups, dim=1)
-    scores = torch.matmul(query, key.transpose(-1, -2)) * scaling
+    scores = torch.matmul(query, key.transpose(-1, -2)).mul_(scaling)
     if softcap:
         scores = torch.tanh(scores / softcap) * softcap
-    return scores if mask is None else scores + mask[..., : key.shape[-2]].to(dtype)
+    return scores if mask is None else scores.add_(mask[..., : key.shape[-2]].to(dtype))
 
 
 def _attention(
@@ -155,7 +163,8 @@ def _attention(
         tape.scoring[layer] = Scoring(scale, softcap or None, s_aux, _first_keys(attention_mask, query.shape[2]))
     query, key, value = (tape.visit(name, layer, one) for name, one in (("q", query), ("k", key), ("v", value)))
     if tape.recompute:
-        mixed, made_of = _in_tiles(query, key, value, attention_mask, scale, softcap, s_aux)
+        mask, first = tape.looked_at(attention_mask, query.shape[2])
+        mixed, made_of = _in_tiles(query, key, value, mask, first, scale, softcap, s_aux)
         if tape.keep:
             tape.scores[layer] = made_of
         return _given(tape, layer, mixed.to(value.dtype)), None
@@ -194,23 +203,34 @@ def _in_tiles(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    mask: Tensor | None,
+    mask: Tensor,
+    first: Tensor,
     scaling: float,
     softcap: float | None,
     sinks: Tensor | None,
 ) -> tuple[Tensor, Scores]:
-    """Outputs (1, H, P, d) of attention and the scores behind them; `QUERIES_A_TILE` rows of the pattern exist at once."""
+    """Outputs (1, H, P, d) of attention and the scores behind them; `QUERIES_A_TILE` rows of the pattern exist at once.
+    first: of the keys that each query sees.
+    """
     dtype, n_pos = torch.promote_types(query.dtype, torch.float32), query.shape[2]
     values = value.to(dtype).repeat_interleave(query.shape[1] // value.shape[1], dim=1)
     mixed, lse = torch.empty_like(query, dtype=dtype), torch.empty_like(query[0, :, :, 0], dtype=dtype)
     for start in range(0, n_pos, QUERIES_A_TILE):
-        rows = slice(start, start + QUERIES_A_TILE)
-        scores = _scores(query[:, :, rows], key, None if mask is None else mask[..., rows, :], scaling, softcap)
-        lse[:, rows] = torch.logsumexp(scores[0], dim=-1)
+        rows = slice(start, min(n_pos, start + QUERIES_A_TILE))
+        seen = slice(int(first[start]), rows.stop)  # keys
+        scores = _scores(query[:, :, rows], key[:, :, seen], None, scaling, softcap)
+        hidden = (
+            start if int(first[rows.stop - 1]) <= seen.start else seen.start
+        )  # before, all of the tile's queries see all
+        scores[..., hidden - seen.start :].add_(mask[..., rows, hidden : seen.stop].to(dtype))
+        largest = scores.amax(-1, keepdim=True)
+        weight = scores.sub_(largest).exp_()
+        total = weight.sum(-1, keepdim=True)
+        lse[:, rows] = (largest + total.log())[0, ..., 0]
         if sinks is not None:
             lse[:, rows] = torch.logaddexp(lse[:, rows], sinks.to(dtype)[:, None])
-        mixed[:, :, rows] = torch.matmul(scores.sub_(lse[None, :, rows, None]).exp_(), values)
-    first = _first_keys(mask, n_pos)
+            total = (lse[None, :, rows, None] - largest).exp_()
+        mixed[:, :, rows] = torch.matmul(weight, values[:, :, seen]) / total
     return mixed, Scores(query[0].to(dtype), key[0].to(dtype), lse, first, scaling, softcap or None)
 
 

@@ -13,8 +13,11 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from circuit_tracer.workers import helped
+
 # Rows gathered at a time: they stay in the cache of a core between being gathered and being multiplied.
-GATHERED_BYTES = 3 * 2**19
+GATHERED_BYTES = 3 * 2**18
+GATHERS_A_PART = 16  # that a worker does at a time; each has columns of its own
 
 
 @dataclass(frozen=True)
@@ -59,15 +62,21 @@ def contract_gathered_(out_TN: Tensor, g_TPD: Tensor, sources: AddressedRows) ->
         sources: What is read; positions beyond P are ignored.
     """
     most = max(1, GATHERED_BYTES // (g_TPD.shape[2] * g_TPD.element_size()))
-    for together in _together(_stretches(sources, g_TPD.shape[1], most), most):
-        begin = together[0].start
-        rows_nD = _gathered(sources, slice(begin, together[-1].stop), g_TPD.dtype)
-        for position, start, stop, first in together:
-            source_nD, g_TD = rows_nD[start - begin : stop - begin], g_TPD[:, position]
-            if first is None:
-                out_TN.index_add_(1, sources.column[start:stop], g_TD @ source_nD.T)
-            else:
-                out_TN.narrow(1, first, stop - start).addmm_(g_TD, source_nD.T)
+
+    def read(gathers: Sequence[list[_Stretch]]) -> None:
+        room_nD = g_TPD.new_empty(most, g_TPD.shape[2])  # one for all: fresh pages take as long as a gather
+        for together in gathers:
+            begin = together[0].start
+            rows_nD = _gathered(sources, slice(begin, together[-1].stop), room_nD)
+            for position, start, stop, first in together:
+                source_nD, g_TD = rows_nD[start - begin : stop - begin], g_TPD[:, position]
+                if first is None:
+                    out_TN.index_add_(1, sources.column[start:stop], g_TD @ source_nD.T)
+                else:
+                    out_TN.narrow(1, first, stop - start).addmm_(g_TD, source_nD.T)
+
+    gathers = list(_together(_stretches(sources, g_TPD.shape[1], most), most))
+    helped(read, [gathers[first : first + GATHERS_A_PART] for first in range(0, len(gathers), GATHERS_A_PART)])
 
 
 def _stretches(sources: AddressedRows, n_pos: int, most: int) -> list[_Stretch]:
@@ -98,14 +107,14 @@ def _together(stretches: list[_Stretch], most: int) -> Iterator[list[_Stretch]]:
         yield some
 
 
-def _gathered(sources: AddressedRows, here: slice, dtype: torch.dtype) -> Tensor:
-    """What some sources write, (n, D)."""
-    row, scale = sources.row[here], sources.scale[here].to(dtype)[:, None]
-    if len(sources.tables) == 1:
-        return sources.tables[0].index_select(0, row).to(dtype).mul_(scale)
-    table = sources.table[here]
-    rows_nD = torch.empty(len(row), sources.tables[0].shape[1], dtype=dtype, device=row.device)
-    for index in table.unique().tolist():
-        chosen = (table == index).nonzero()[:, 0]
-        rows_nD[chosen] = sources.tables[index][row[chosen]].to(dtype)
-    return rows_nD.mul_(scale)
+def _gathered(sources: AddressedRows, here: slice, room_nD: Tensor) -> Tensor:
+    """What some sources write, (n, D); in `room_nD`."""
+    row, table = sources.row[here], sources.table[here]
+    rows_nD = room_nD[: len(row)]
+    if len(sources.tables) == 1 and sources.tables[0].dtype is rows_nD.dtype:
+        torch.index_select(sources.tables[0], 0, row, out=rows_nD)
+    else:
+        for index in table.unique().tolist():
+            chosen = (table == index).nonzero()[:, 0]
+            rows_nD[chosen] = sources.tables[index][row[chosen]].to(rows_nD)
+    return rows_nD.mul_(sources.scale[here].to(rows_nD)[:, None])

@@ -5,7 +5,6 @@ from __future__ import annotations
 import gc
 import json
 from collections.abc import Iterator
-from functools import lru_cache
 from typing import Any
 from weakref import ref
 
@@ -24,6 +23,7 @@ from circuit_tracer.models.capture import capture
 from circuit_tracer.models.queries_keys import read_scores
 from tests.support.edge_cases import any_architecture, with_scores
 from tests.support.induction import FIRST, INDUCTION, PREVIOUS_TOKEN, induction_model, induction_transcoders
+from tests.support.kept import kept
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
 
@@ -36,7 +36,7 @@ PARALLEL = Case("gpt_neox", "plt", True, "mlp.hook_in", "mlp.hook_out")
 PLACES = [(2, 1, 5, 4), (1, 0, 3, 3), (0, 1, 4, 3)]  # within every window
 
 
-@lru_cache(maxsize=8)
+@kept
 def traced(case: Case, dtype: torch.dtype = torch.float64) -> tuple[ReplacementModel, Graph]:
     model = build(case, dtype)
     return model, attribute(IDS, model, max_feature_nodes=20)

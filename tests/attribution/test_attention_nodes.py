@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from itertools import cycle, product
 from pathlib import Path
 from typing import Any
@@ -36,6 +35,7 @@ from circuit_tracer.transcoders import SingleLayerTranscoder, TopK, TranscoderSe
 from circuit_tracer.transcoders.neurons import Neurons
 from circuit_tracer.transcoders.neurons_elsewhere import with_neurons
 from tests.support.attention_cases import KINDS, autoencoders, dictionary, with_attention
+from tests.support.kept import kept
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, assert_equal, assert_same_graph, build, one_each, rotation
 
@@ -53,7 +53,7 @@ def possible(case: Case, kind: str) -> bool:
     return not (case.architecture == "olmo2" and kind == "lorsa")
 
 
-@cache
+@kept
 def traced(kind: str) -> tuple[ReplacementModel, Graph]:
     """A model with a dictionary in two of its layers, and a graph."""
     model = with_attention(GEMMA, kind, layers=(0, 2))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from typing import NamedTuple
 
 import pytest
@@ -18,6 +17,7 @@ from circuit_tracer.models.capture import capture
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders.neurons import Neurons
+from tests.support.kept import kept
 from tests.support.relp import Relp
 from tests.support.tiny import ARCHITECTURES, FAMILIES, tiny_model
 from tests.support.tracing_cases import assert_equal
@@ -52,12 +52,12 @@ each_architecture = pytest.mark.parametrize(
 )
 
 
-@cache
+@kept
 def model_of(name: str, dtype: torch.dtype = torch.float64) -> ReplacementModel:
     return ReplacementModel.from_model(tiny_model(name, dtype), "neurons", None, name)
 
 
-@cache
+@kept
 def whole_graph(name: str) -> Graph:
     """Every neuron a node."""
     return attribute(IDS, model_of(name), attribution_targets=TARGETS, max_feature_nodes=EVERY, zero_positions=[])

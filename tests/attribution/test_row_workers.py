@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 import torch
 
-from circuit_tracer import attribute_together
-from circuit_tracer.attribution import decoder_rows, sweep, trace
+from circuit_tracer import attribute_together, workers
+from circuit_tracer.attribution import decoder_rows, plan, sweep, trace
 from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.plan import MemoryPlan, plan_memory
 from circuit_tracer.attribution.sweep import Sweep
 from circuit_tracer.errors import NumericalError, ResourceError
 from circuit_tracer.graph.graph import Graph
+from circuit_tracer.kernels.attend_back import recomputed
+from circuit_tracer.kernels.contract import addressed
 from tests.support.tracing_cases import IDS, Case, assert_equal, build
 
 CASE = Case("gemma3", "clt", True, "mlp.hook_in")
@@ -56,6 +58,22 @@ def test_the_number_of_workers_changes_no_bit(
         graphs.append(attribute(IDS, model, **OPTIONS, **options))
     assert all(same_bits(graph, graphs[0]) for graph in graphs[1:])
     assert bool(offered) is shared
+
+
+def test_help_within_the_blocks_of_a_long_prompt_changes_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, offered, share = build(CASE, torch.float32), [], workers.share
+    monkeypatch.setattr(plan, "LONG", 2)  # patterns are made anew, rows thinned
+    monkeypatch.setattr(decoder_rows, "SOURCES_A_ROW", 0)  # rows are kept once each
+    monkeypatch.setattr(recomputed, "KEYS_A_TILE", 3)
+    monkeypatch.setattr(addressed, "GATHERED_BYTES", 1000)
+    monkeypatch.setattr(addressed, "GATHERS_A_PART", 1)
+    monkeypatch.setattr(workers, "share", lambda work, parts: offered.append(work.__name__) or share(work, parts))
+    graphs = []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        graphs.append(attribute(IDS, model, max_n_logits=3, batch_size=40, max_feature_nodes=40))
+    assert same_bits(*graphs)
+    assert set(offered) == {"onto_heads", "mix", "back", "read"}
 
 
 def test_prompts_together_are_the_same_with_more_workers() -> None:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from circuit_tracer import ReplacementModel
 from circuit_tracer.interventions import CleanRun, Edit, Semantics, apply_each, apply_edits, set_to
+from tests.support.kept import kept
 from tests.support.tiny import tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -26,7 +25,7 @@ SEMANTICS = st.builds(
 )
 
 
-@functools.cache
+@kept
 def clean() -> CleanRun:
     model = ReplacementModel.from_model(tiny_model("gemma3"), tiny_transcoder(skip=True), None, "gemma3")
     return CleanRun(model, IDS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -26,6 +25,7 @@ from circuit_tracer.interventions import (
 )
 from circuit_tracer.interventions.steering.schedule import SteeringPlan
 from circuit_tracer.models.run import ModelRun, read
+from tests.support.kept import kept
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -35,12 +35,12 @@ LAYER, HEAD, HEADS = 1, 2, range(4)
 each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
-@functools.cache
+@kept
 def model_of(name: str) -> ReplacementModel:
     return ReplacementModel.from_model(tiny_model(name), tiny_transcoder(skip=True), None, name)
 
 
-@functools.cache
+@kept
 def clean_of(name: str) -> CleanRun:
     return CleanRun(model_of(name), IDS)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import functools
 from dataclasses import replace
 
 import pytest
@@ -16,6 +15,7 @@ from circuit_tracer.interventions import HeadEdit, Semantics, apply_each, measur
 from circuit_tracer.interventions.validation.bench import Bench
 from circuit_tracer.interventions.validation.contrasts import ScoreShare, measure_scores
 from circuit_tracer.interventions.validation.loadings import PARTS, Loading, measure_loadings
+from tests.support.kept import kept
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -23,13 +23,13 @@ LAYERS, HEADS = range(3), range(4)
 each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
-@functools.cache
+@kept
 def traced(name: str, kind: str = "clt") -> tuple[ReplacementModel, Graph]:
     model = ReplacementModel.from_model(tiny_model(name), tiny_transcoder(kind, skip=True), None, name)
     return model, attribute(IDS, model, max_n_logits=2, desired_logit_prob=1.0)
 
 
-@functools.cache
+@kept
 def bench_of(model: ReplacementModel) -> Bench:
     """With the frozen network and the errors of the prompt."""
     return Bench(model, attribute(IDS, model), torch.arange(0), torch.arange(0), 1)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -21,6 +20,7 @@ from circuit_tracer.models.capture import logits_at
 from circuit_tracer.models.model_pass import ModelPass, Points
 from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.feature_cases import LENGTH, SETTINGS, Case
+from tests.support.kept import kept
 from tests.support.tiny import tiny_model
 from tests.support.tracing_cases import assert_equal
 
@@ -28,12 +28,12 @@ IDS = torch.tensor([3, 17, 5, 17, 40, 8])
 LIVE = Semantics(freeze_attention=False)
 
 
-@cache
+@kept
 def model_of(n_layers: int = 3) -> ReplacementModel:
     return ReplacementModel.from_model(tiny_model("llama", num_hidden_layers=n_layers), "neurons", None, "tiny")
 
 
-@cache
+@kept
 def graph_of() -> Graph:
     return attribute(IDS, model_of(), attribution_targets=[7], max_feature_nodes=60)
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import json
 from dataclasses import replace
 from typing import Any
@@ -30,6 +29,7 @@ from circuit_tracer.interventions.validation.stability import retrace
 from circuit_tracer.interventions.validation.target_reads import measurable_targets
 from circuit_tracer.interventions.validation.verdict import distrust, verdict
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.kept import kept
 from tests.support.tiny import tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
 
@@ -49,7 +49,7 @@ MIXED = [
 LLAMA = Case("llama", "clt", True)
 
 
-@functools.cache
+@kept
 def traced(case: Case) -> tuple[ReplacementModel, Graph]:
     model = build(case)
     return model, attribute(IDS, model, attribution_targets=MIXED)
@@ -126,7 +126,7 @@ def _direct(model: ReplacementModel, graph: Graph, source: int, target: int) -> 
 # ---- the report
 
 
-@functools.cache
+@kept
 def validated(*targets: Any) -> tuple[Graph, ValidationReport]:
     model = build(LLAMA)
     graph = attribute(IDS, model, attribution_targets=targets)

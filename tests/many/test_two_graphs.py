@@ -26,6 +26,7 @@ from circuit_tracer.models.parts import bind
 from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.attention_cases import with_attention
 from tests.support.edge_cases import any_architecture, every_architecture
+from tests.support.kept import kept
 from tests.support.tiny import tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, build, one_each
 
@@ -52,7 +53,7 @@ def demeaned(model: ReplacementModel, ids: torch.Tensor) -> float:
     return float(logits[TARGETS[0]] - logits.mean())
 
 
-@cache
+@kept
 def traced(ids: tuple[int, ...], budget: int | None = None) -> Graph:
     return attribute(torch.tensor(ids), build(CASE), attribution_targets=TARGETS, max_feature_nodes=budget)
 

@@ -1,7 +1,7 @@
 """Running the code blocks of a page: in a folder of its own, from top to bottom.
 
 Blocks of Python share one namespace a page. Commands of this package run in this process, where nothing of a shell stands
-around them; the rest goes to bash.
+around them and no memory is given: that counts what the process holds, which is not the reader's. The rest goes to bash.
 """
 
 from __future__ import annotations
@@ -89,13 +89,19 @@ def _run_shell(block: Block) -> str:
         words = shlex.split(command, comments=True)
         if INSTALLATION.match(command) or EXAMPLE.match(command) or set(words) & WAITING:
             continue
-        if words[0] == "circuit-tracer" and not SHELL.search(re.sub(r"'[^']*'|\"[^\"$`]*\"|#.*", "", command)):
+        if _is_ours(command, words):
             outcome = CliRunner().invoke(app, words[1:])
             assert outcome.exit_code == 0, f"{block}: {command}\n{outcome.output}"
             printed += outcome.output
         else:
             printed += _bash(block, command)
     return printed
+
+
+def _is_ours(command: str, words: list[str]) -> bool:
+    """Whether it is a command of this package that does the same in any process."""
+    shell = SHELL.search(re.sub(r"'[^']*'|\"[^\"$`]*\"|#.*", "", command))
+    return words[0] == "circuit-tracer" and not shell and not any(word.startswith("--memory") for word in words)
 
 
 def _bash(block: Block, script: str) -> str:
