@@ -21,7 +21,7 @@ KINDS = ("reads", "uploads", "launches", "passing")
 AT_MOST = {
     "trace": (37, 2, 2174, 128),
     "trace, several rounds": (62, 2, 3292, 96),
-    "long trace": (53, 2, 2264, 74),
+    "long trace": (51, 2, 2250, 74),
     "steered token": (2, 0, 293, 11),
     "generated token": (2, 1, 291, 8),
 }
