@@ -102,10 +102,11 @@ def test_another_model(
         del graph.provenance["fingerprint"]
     source, target = graph.edges.source, graph.edges.target
     from_feature = int((source < graph.nodes.layout.n_features).nonzero()[0])
+    model = other()
     with pytest.raises(CompatibilityError):
-        explain_edge(graph, int(source[from_feature]), int(target[from_feature]), other())
+        explain_edge(graph, int(source[from_feature]), int(target[from_feature]), model)
     with pytest.raises(CompatibilityError):
-        explain_edges(graph, other(), edges=graph.edges)
+        explain_edges(graph, model, edges=graph.edges)
 
 
 def test_weights_written_in_since_the_last_question(mine: tuple[ReplacementModel, Graph]) -> None:

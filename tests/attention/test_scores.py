@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator
 from typing import Any
 from weakref import ref
 
@@ -33,6 +32,7 @@ GPT2, LLAMA, GEMMA = (
     Case("gemma2", "plt", False, "mlp.hook_in", "mlp.hook_out"),
 )
 PARALLEL = Case("gpt_neox", "plt", True, "mlp.hook_in", "mlp.hook_out")
+SUMMED = [*one_each(), PARALLEL]
 PLACES = [(2, 1, 5, 4), (1, 0, 3, 3), (0, 1, 4, 3)]  # within every window
 
 
@@ -42,8 +42,8 @@ def traced(case: Case, dtype: torch.dtype = torch.float64) -> tuple[ReplacementM
     return model, attribute(IDS, model, max_feature_nodes=20)
 
 
-def versus_of(query: int, key: int) -> Iterator[int | str | None]:
-    yield from (None, query - 1 if key != query - 1 else query, "rest")
+def versus_of(query: int, key: int) -> tuple[int | str | None, ...]:
+    return None, query - 1 if key != query - 1 else query, "rest"
 
 
 def sums(explained: ScoreExplanation) -> tuple[Tensor, Tensor]:
@@ -51,32 +51,33 @@ def sums(explained: ScoreExplanation) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-9), (torch.float32, 1e-5)], ids=["fp64", "fp32"])
-@pytest.mark.parametrize("case", [*one_each(), PARALLEL], ids=str)
+@pytest.mark.parametrize("case", SUMMED, ids=str)
 def test_both_sides_and_all_pairs_add_up_to_the_score(case: Case, dtype: torch.dtype, tolerance: float) -> None:
+    """Every contrast at every place: they take turns from case to case."""
     model, graph = traced(case, dtype)
-    captured = capture(model.parts, IDS)
-    for layer, head, query, key in PLACES if dtype == torch.float64 else PLACES[:1]:
+    captured, turn = capture(model.parts, IDS), SUMMED.index(case)
+    for number, (layer, head, query, key) in enumerate(PLACES if dtype == torch.float64 else PLACES[:1]):
         scores = read_scores(model.parts, captured, [layer])[layer]
         log = captured.patterns[layer][head, query].log()
-        for versus in versus_of(query, key):
-            found = explain_score(graph, model, layer, head, query, key, versus)
-            expected = scores.score(head, query, key)
-            if versus == "rest":
-                others = torch.tensor([each for each in range(query + 1) if log[each].isfinite() and each != key])
-                expected = log[key] - torch.softmax(log[others], 0) @ log[others]
-            elif versus is not None:
-                expected = log[key] - log[int(versus)]
-            for side in (found.query_side, found.key_side):
-                scale = max(1.0, sum(side.mass.values()))
-                assert abs(sum(side.parts.values()) - float(expected)) < tolerance * scale
-            assert found.score == pytest.approx(float(expected), rel=tolerance, abs=tolerance)
-            assert found.log_attention == pytest.approx(float(log[key]), rel=10 * tolerance, abs=10 * tolerance)
-            assert_equal(found.pattern, captured.patterns[layer][head, query], 10 * tolerance)
-            assert found.pairs is not None
-            mass = float(found.pairs.query.rows.abs().sum(1) @ found.pairs.key.rows.abs().sum(1))
-            assert abs(found.pairs.total() - float(expected)) < tolerance * max(1.0, mass)
-            for pairs, values in zip(found.pairs.marginals(), sums(found), strict=True):
-                torch.testing.assert_close(pairs, values, rtol=0, atol=tolerance * max(1.0, mass))
+        versus = versus_of(query, key)[(turn + number) % 3]
+        found = explain_score(graph, model, layer, head, query, key, versus)
+        expected = scores.score(head, query, key)
+        if versus == "rest":
+            others = torch.tensor([each for each in range(query + 1) if log[each].isfinite() and each != key])
+            expected = log[key] - torch.softmax(log[others], 0) @ log[others]
+        elif versus is not None:
+            expected = log[key] - log[int(versus)]
+        for side in (found.query_side, found.key_side):
+            scale = max(1.0, sum(side.mass.values()))
+            assert abs(sum(side.parts.values()) - float(expected)) < tolerance * scale
+        assert found.score == pytest.approx(float(expected), rel=tolerance, abs=tolerance)
+        assert found.log_attention == pytest.approx(float(log[key]), rel=10 * tolerance, abs=10 * tolerance)
+        assert_equal(found.pattern, captured.patterns[layer][head, query], 10 * tolerance)
+        assert found.pairs is not None
+        mass = float(found.pairs.query.rows.abs().sum(1) @ found.pairs.key.rows.abs().sum(1))
+        assert abs(found.pairs.total() - float(expected)) < tolerance * max(1.0, mass)
+        for pairs, values in zip(found.pairs.marginals(), sums(found), strict=True):
+            torch.testing.assert_close(pairs, values, rtol=0, atol=tolerance * max(1.0, mass))
 
 
 def test_scores_that_are_small_by_cancellation_are_no_errors() -> None:

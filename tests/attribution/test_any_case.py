@@ -21,7 +21,7 @@ from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 from tests.support.tracing_cases import ACTIVATIONS, INPUT_HOOKS, OUTPUT_HOOKS, assert_same_graph
 
 VOCABULARY = 47
-few = settings(max_examples=20, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+few = settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 
 
 @st.composite

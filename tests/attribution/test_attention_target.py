@@ -17,6 +17,7 @@ from circuit_tracer.models.queries_keys import read_scores
 from circuit_tracer.models.run import read
 from circuit_tracer.models.sites import width_at
 from tests.support.autoencoders import random_autoencoders
+from tests.support.thinned import one_in
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
 
 PLACES = [(2, 1, 5, 4), (1, 0, 3, 3), (0, 1, 4, 3), (2, 3, -1, -2)]  # within every window
@@ -29,27 +30,30 @@ def values(graph: Graph) -> torch.Tensor:
     return (graph.edges.to_dense().double().sum(1) + graph.balance.bias + graph.balance.unselected)[start:]
 
 
-@pytest.mark.parametrize("case", one_each(), ids=str)
-def test_rows_sum_to_the_score_and_contrasts_to_the_difference_of_logs(case: Case) -> None:
+SIDES = ("both", "query", "key")
+IN_TURN = [(case, SIDES[(place + turn) % 3]) for place, case in enumerate(one_each()) for turn in range(3)]
+
+
+@pytest.mark.parametrize(("case", "side"), one_in(3, IN_TURN), ids=str)
+def test_rows_sum_to_the_score_and_contrasts_to_the_difference_of_logs(case: Case, side: Any) -> None:
     model = build(case)
     captured = capture(model.parts, IDS)
     scores = read_scores(model.parts, captured, range(3))
-    for side in ("both", "query", "key"):
-        targets = [
-            AttentionTarget(*place, versus, side)
-            for place in PLACES
-            for versus in (None, place[2] - 1 if place[3] != place[2] - 1 else place[2], "rest")
-        ]
-        found = values(attribute(IDS, model, attribution_targets=targets)).reshape(len(PLACES), 3)
-        for (layer, head, query, key), (score, contrast, rest) in zip(PLACES, found, strict=True):
-            query, key = query % 6, key % 6
-            log = captured.patterns[layer][head, query].log()
-            other = query - 1 if key != query - 1 else query
-            weight = torch.softmax(log, 0).index_fill(0, torch.tensor(key), 0)[: query + 1]
-            assert_equal(score, scores[layer].score(head, query, key))
-            assert_equal(contrast, log[key] - log[other])
-            others = torch.where(weight > 0, log[: query + 1], 0)
-            assert_equal(rest, log[key] - (weight / weight.sum()) @ others)
+    targets = [
+        AttentionTarget(*place, versus, side)
+        for place in PLACES
+        for versus in (None, place[2] - 1 if place[3] != place[2] - 1 else place[2], "rest")
+    ]
+    found = values(attribute(IDS, model, attribution_targets=targets)).reshape(len(PLACES), 3)
+    for (layer, head, query, key), (score, contrast, rest) in zip(PLACES, found, strict=True):
+        query, key = query % 6, key % 6
+        log = captured.patterns[layer][head, query].log()
+        other = query - 1 if key != query - 1 else query
+        weight = torch.softmax(log, 0).index_fill(0, torch.tensor(key), 0)[: query + 1]
+        assert_equal(score, scores[layer].score(head, query, key))
+        assert_equal(contrast, log[key] - log[other])
+        others = torch.where(weight > 0, log[: query + 1], 0)
+        assert_equal(rest, log[key] - (weight / weight.sum()) @ others)
 
 
 def test_both_sides_are_the_mean_of_the_two() -> None:

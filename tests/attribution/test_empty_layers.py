@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import product
 from typing import Any
 
 import pytest
@@ -13,6 +14,7 @@ from circuit_tracer.attribution.plan import MemoryPlan
 from circuit_tracer.attribution.reference import reference_graph
 from circuit_tracer.errors import ResourceError
 from circuit_tracer.replacement_model import ReplacementModel
+from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, assert_same_graph
 
@@ -24,9 +26,11 @@ def silenced(kind: str, layers: list[int]) -> ReplacementModel:
     return ReplacementModel.from_model(tiny_model("llama"), transcoders, None, "llama")
 
 
-@pytest.mark.parametrize("kind", ["plt", "plt-skip", "clt"])
-@pytest.mark.parametrize("silent", [[1], [0, 2]], ids=str)
-@pytest.mark.parametrize("offload", [None, "cpu", "disk"])
+@pytest.mark.parametrize(
+    ("kind", "silent", "offload"),
+    one_in(5, product(("plt", "plt-skip", "clt"), ([1], [0, 2]), (None, "cpu", "disk"))),
+    ids=str,
+)
 def test_layers_without_active_features(kind: str, silent: list[int], offload: Any) -> None:
     model = silenced(kind, silent)
     graph = attribute(IDS, model, offload=offload)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -14,6 +16,7 @@ from circuit_tracer.attribution.finished_block import FinishedBlock, SparseEdges
 from circuit_tracer.attribution.plan import kept_mass
 from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.errors import InputError
+from tests.support.thinned import one_in
 from tests.support.tracing_cases import IDS, Case, assert_equal, build
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -43,9 +46,7 @@ def test_what_is_dropped_is_little_and_counted(case: Case, share: float) -> None
     assert thin.provenance["dropped_mass"] == pytest.approx(worst, abs=1e-9)
 
 
-@each_case
-@pytest.mark.parametrize("budget", [13, 40])
-@pytest.mark.parametrize("batch_size", [1, 7])
+@pytest.mark.parametrize(("case", "budget", "batch_size"), one_in(5, product(CASES, (13, 40), (1, 7))), ids=str)
 def test_chunks_do_not_matter_then_either(case: Case, budget: int, batch_size: int) -> None:
     model = build(case)
     expected = attribute(IDS, model, max_feature_nodes=budget, keep_edge_mass=0.8)

@@ -26,6 +26,7 @@ from circuit_tracer.attribution.sweep import EdgeBlock, Sweep
 from circuit_tracer.attribution.trace_sizes import TraceSizes
 from circuit_tracer.errors import InputError, ResourceError
 from circuit_tracer.sizes import parse_bytes
+from tests.support.thinned import one_in
 from tests.support.tracing_cases import IDS, Case, assert_same_graph, build
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -41,8 +42,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[MemoryPlan]:
     return made
 
 
-@each_case
-@pytest.mark.parametrize("budget", [None, 13, 40], ids=lambda budget: f"budget={budget}")
+@pytest.mark.parametrize(("case", "budget"), one_in(4, itertools.product(CASES, (None, 13, 40))), ids=str)
 def test_half_of_what_is_needed_gives_the_same_graph(case: Case, budget: int | None, plans: list[MemoryPlan]) -> None:
     model = build(case)
     expected = attribute(IDS, model, max_feature_nodes=budget)
@@ -134,15 +134,17 @@ def failing(times: int, error: BaseException) -> Any:
     return block
 
 
-@each_case
+ERRORS = [
+    MemoryError(),
+    torch.OutOfMemoryError("CUDA out of memory"),
+    RuntimeError("DefaultCPUAllocator: can't allocate memory"),
+]
+
+
 @pytest.mark.parametrize(
-    "error",
-    [
-        MemoryError(),
-        torch.OutOfMemoryError("CUDA out of memory"),
-        RuntimeError("DefaultCPUAllocator: can't allocate memory"),
-    ],
-    ids=lambda error: type(error).__name__,
+    ("case", "error"),
+    one_in(4, itertools.product(CASES, ERRORS)),
+    ids=lambda each: str(each) if isinstance(each, Case) else type(each).__name__,
 )
 def test_a_failed_allocation_halves_the_rows_and_loses_none(
     case: Case, error: BaseException, monkeypatch: pytest.MonkeyPatch

@@ -199,7 +199,10 @@ def _damaged() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize(("name", "packed"), _damaged().items(), ids=_damaged())
+DAMAGED = _damaged()
+
+
+@pytest.mark.parametrize(("name", "packed"), DAMAGED.items(), ids=DAMAGED)
 def test_damage_and_bombs_are_refused(name: str, packed: bytes) -> None:
     with pytest.raises(FileFormatError, match=r"x\.gz"):
         unpack(packed, "x.gz")

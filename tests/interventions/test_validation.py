@@ -61,7 +61,7 @@ def exact_pair() -> tuple[ReplacementModel, Graph]:
 @pytest.mark.parametrize(
     ("architecture", "kind", "skip", "dtype"),
     one_in(
-        3,
+        5,
         (
             (architecture, kind, skip, dtype)
             for architecture in ARCHITECTURES

@@ -15,6 +15,7 @@ from circuit_tracer import Graph, ReplacementModel, attribute
 from circuit_tracer.interventions.validation.bench import Bench, Sources
 from circuit_tracer.interventions.validation.effects import CONDITIONS
 from circuit_tracer.interventions.validation.target_reads import measurable_targets
+from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9, 21, 2])
@@ -22,18 +23,15 @@ TIGHTER = 100
 ERRORS_AND_TOKENS = {"atol": 1e-3 / TIGHTER, "rtol": 1e-3 / TIGHTER}
 FEATURES = {"atol": 5e-4 / TIGHTER, "rtol": 1e-5 / TIGHTER}
 LOGITS = {"atol": 1e-5 / TIGHTER, "rtol": 1e-3 / TIGHTER}
-REST = pytest.mark.slow("a hundred passes each: every architecture has one kind always, and experts run one by one")
-CASES = [
-    pytest.param(
-        architecture,
-        kind,
-        skip,
-        marks=[] if turn % 2 == kind_turn and architecture != "gpt_oss" else [REST],
-        id=f"{architecture}-{kind}-{skip}",
-    )
-    for turn, architecture in enumerate(("llama", "gemma2", "gemma3", "qwen3", "gpt2", "gpt_neox", "gpt_oss"))
-    for kind_turn, (kind, skip) in enumerate((("clt", False), ("plt", True)))
-]
+# a hundred passes each: softcaps with one kind and parallel layers with the other always
+CASES = one_in(
+    9,
+    (
+        (architecture, kind, skip)
+        for architecture in ("gemma2", "llama", "gemma3", "qwen3", "gpt_neox", "gpt2", "gpt_oss")
+        for kind, skip in (("clt", False), ("plt", True))
+    ),
+)
 
 
 def traced(architecture: str, kind: str, skip: bool) -> tuple[ReplacementModel, Graph]:

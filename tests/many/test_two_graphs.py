@@ -27,6 +27,7 @@ from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.attention_cases import with_attention
 from tests.support.edge_cases import any_architecture, every_architecture
 from tests.support.kept import kept
+from tests.support.thinned import one_in
 from tests.support.tiny import tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, build, one_each
 
@@ -64,9 +65,10 @@ def pair() -> tuple[Graph, Graph]:
 
 
 @pytest.mark.parametrize(
-    ("change", "budget"), [("prompt", 7), ("model", None)], ids=["prompt-some-features", "model-all"]
+    ("case", "change", "budget"),
+    one_in(3, ((case, *how) for case in one_each() for how in (("prompt", 7), ("model", None)))),
+    ids=str,
 )
-@pytest.mark.parametrize("case", one_each(), ids=str)
 def test_differences_of_edges_are_the_difference_of_the_logit(case: Case, change: str, budget: int | None) -> None:
     model = build(case)
     second, ids = (model, OTHER) if change == "prompt" else (tuned(model, 0.1), IDS)
@@ -108,7 +110,7 @@ def test_every_family_is_accounted_for(number: int, name: str) -> None:
     assert all(share.mass == 0.0 for share in nothing.shares)
 
 
-@pytest.mark.parametrize("case", one_each(), ids=str)
+@pytest.mark.parametrize("case", one_in(3, one_each()), ids=str)
 def test_a_low_rank_change_merged_at_scale_0_changes_exactly_nothing(case: Case) -> None:
     model = build(case)
     a, b = (attribute(IDS, each, attribution_targets=TARGETS) for each in (model, tuned(model, 0.0)))

@@ -64,7 +64,7 @@ def case_of(name: str, dtype: torch.dtype = torch.float64, n_layers: int = 2, **
 _SHOWN = [name for name in FAMILIES if name not in NO_SCORES and name != "deepseek_v3"]
 
 
-@pytest.fixture(scope="module", params=[*CONFIGS, "deepseek_v3", *one_in(3, _SHOWN), *VARIANTS])
+@pytest.fixture(scope="module", params=[*CONFIGS, "deepseek_v3", *one_in(6, _SHOWN), *VARIANTS])
 def case(request: pytest.FixtureRequest) -> Case:
     return case_of(request.param)
 

@@ -102,7 +102,7 @@ def any_architecture(name: str, number: int, dtype: torch.dtype = torch.float64)
 def _each(*without: Sequence[str]) -> pytest.MarkDecorator:
     left_out = {name for names in without for name in names}
     cases = list(enumerate((*CONFIGS, *(name for name in FAMILIES if name not in left_out))))
-    chosen = [*cases[: len(CONFIGS)], *one_in(4, cases[len(CONFIGS) :])]
+    chosen = [*cases[: len(CONFIGS)], *one_in(8, cases[len(CONFIGS) :])]
     return pytest.mark.parametrize(("number", "name"), chosen, ids=[name for _, name in cases])
 
 

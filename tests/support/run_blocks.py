@@ -105,6 +105,6 @@ def _is_ours(command: str, words: list[str]) -> bool:
 
 
 def _bash(block: Block, script: str) -> str:
-    done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, timeout=120)
+    done = subprocess.run(["bash", "-euo", "pipefail", "-c", script], capture_output=True, text=True, timeout=250)
     assert done.returncode == 0, f"{block}: {script}\n{done.stdout}{done.stderr}"
     return done.stdout

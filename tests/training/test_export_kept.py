@@ -50,7 +50,7 @@ def batches_of(run: Run, first: int, count: int) -> list[Any]:
     return [run.stream().batch(number) for number in range(first, first + count)]
 
 
-@pytest.mark.parametrize("run", one_in(3, [Run(*each, batch=100) for each in reversed(SERVED)]), ids=str)
+@pytest.mark.parametrize("run", one_in(5, [Run(*each, batch=100) for each in reversed(SERVED)]), ids=str)
 def test_files_keep_error_and_active_features(run: Run, parts: ModelParts, tmp_path: Path) -> None:
     loop = run.loop(tmp_path / "checkpoints", **FEW)
     loop.run()

@@ -22,7 +22,7 @@ def _folders_go(tmp_path: Path) -> Iterator[None]:
     shutil.rmtree(tmp_path)
 
 
-@pytest.mark.parametrize("run", [*one_in(3, RUNS), Run("sae", "switch", steps=4)], ids=str)
+@pytest.mark.parametrize("run", [*one_in(5, RUNS), Run("sae", "switch", steps=4)], ids=str)
 def test_a_new_process_after_every_step_changes_nothing(run: Run, tmp_path: Path) -> None:
     whole = run.loop(tmp_path / "whole")
     whole.run()
