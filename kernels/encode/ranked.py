@@ -13,6 +13,7 @@ from torch import Tensor
 from circuit_tracer.kernels.encode.coarse import LARGEST, Coarse
 from circuit_tracer.kernels.encode.exact import Cuts, Rows, lost, places
 from circuit_tracer.kernels.encode.scan import BLOCK, MAX_ACTIVE, Entries, by_token, divided, lifted, positive
+from circuit_tracer.workers import in_order, workers_on
 
 GROUPS = 8  # times k, at least, where there are as many features
 LARGEST_GROUP = 16
@@ -30,8 +31,9 @@ def largest(rows: Rows, coarse: Coarse | None, k: int) -> tuple[Entries, Tensor]
     if k > MAX_ACTIVE * n_features or not bool((sizes < LARGEST).all()):
         return None
     zero = Cuts.of(torch.zeros_like(rows.norm_F), rows.bias_F, rows.norm_F, rows.x_BD.shape[1])
-    found, lasts = [], []
-    for start in range(0, n_rows, step := max(1, BLOCK // n_features)):
+    step = max(1, BLOCK // n_features)
+
+    def of_block(start: int) -> tuple[Entries, Tensor]:
         part = replace(rows, x_BD=rows.x_BD[start : start + step])
         if coarse is None:
             row, feature, value = _in_float32(part, k)
@@ -41,10 +43,11 @@ def largest(rows: Rows, coarse: Coarse | None, k: int) -> tuple[Entries, Tensor]
             value, _ = part.settled(row, feature, zero)
             row, feature, value = by_token(row, feature, value)
         value, last_B = _settled(part, zero, row, feature, value, k)
-        found.append((row + start, feature, value))
-        lasts.append(last_B)
-    row, feature, value = (torch.cat(column) for column in zip(*found, strict=True))
-    return (row, feature, value), torch.cat(lasts)
+        return (row + start, feature, value), last_B
+
+    blocks = list(in_order(of_block, range(0, n_rows, step), workers_on(rows.x_BD.device)))
+    row, feature, value = (torch.cat(column) for column in zip(*(entries for entries, _ in blocks), strict=True))
+    return (row, feature, value), torch.cat([last_B for _, last_B in blocks])
 
 
 def _in_float32(rows: Rows, k: int) -> Entries:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from circuit_tracer.kernels.encode.coarse import LARGEST, TINY, Coarse
 from circuit_tracer.kernels.encode.exact import Cuts, Rows
+from circuit_tracer.workers import in_order, workers_on
 
 BLOCK = 2**20  # coarse pre-activations in hand: two megabytes, which a core's second cache holds
 TOKEN_BYTES = 5 * 2**18  # of the inputs of tokens that are taken together, ...
@@ -25,23 +26,33 @@ Entries = tuple[Tensor, Tensor, Tensor]  # token, feature, value, each (n,)
 def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | None:
     """The entries above their cuts, or None where too many may be, or numbers are too large for a bound.
 
-    Tokens are taken in blocks that stay in the cache while entries are computed that the product leaves open.
+    Workers take blocks of tokens that stay in the cache while entries are computed that the product leaves open. No entry
+    depends on which others are in its block.
     lifted_F: `lifted` of what products have to be above.
     """
     (n_rows, width), n_features = rows.x_BD.shape, rows.weight_FD.shape[0]
     if not coarse.bounds(rows.largest):
         return None
     step = max(TOKENS, TOKEN_BYTES // (4 * width) // TOKENS * TOKENS)
-    room, found, memory = MAX_ACTIVE * n_rows * n_features, [], rows.x_BD.new_empty(0, dtype=torch.bfloat16)
-    for start in range(0, n_rows, step):
+    free: list[Tensor] = []  # memory of products: fresh memory would not be in a core's cache
+
+    def of_block(start: int) -> tuple[int, Entries]:
         part = replace(rows, x_BD=rows.x_BD[start : start + step])
+        memory = free.pop() if free else part.x_BD.new_empty(0, dtype=torch.bfloat16)
         row, feature = candidates(coarse, coarse.tokens(part.x_BD, part.norm_B), lifted_F, memory)
-        room -= row.shape[0]
+        free.append(memory)
+        if row.shape[0] > room:
+            return row.shape[0], (row, feature, row)  # the last one that is looked at
+        value, kept = part.settled(row, feature, cuts)
+        found = by_token(*(column.index_select(0, kept) for column in (row, feature, value)))
+        return row.shape[0], (found[0] + start, *found[1:])
+
+    room, found = int(MAX_ACTIVE * n_rows * n_features), []
+    for n_candidates, entries in in_order(of_block, range(0, n_rows, step), workers_on(rows.x_BD.device)):
+        room -= n_candidates
         if room < 0:
             return None
-        value, kept = part.settled(row, feature, cuts)
-        row, feature, value = by_token(*(column.index_select(0, kept) for column in (row, feature, value)))
-        found.append((row + start, feature, value))
+        found.append(entries)
     row, feature, value = found[0] if len(found) == 1 else (torch.cat(column) for column in zip(*found, strict=True))
     return row, feature, value
 
@@ -49,7 +60,7 @@ def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | 
 def candidates(coarse: Coarse, tokens_BC: Tensor, lifted_F: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """(row, feature), sorted by feature, of coarse products that are positive with what is added to them.
 
-    memory: bfloat16, any, grown to what a block of products takes and used again: fresh memory would not be in the cache.
+    memory: bfloat16, of any size, grown to what a block of products takes.
     """
     n_rows, n_features = tokens_BC.shape[0], lifted_F.shape[0]
     step = min(n_features, max(1, BLOCK // n_rows))
