@@ -12,8 +12,17 @@ from torch import Tensor
 
 from circuit_tracer.kernels.encode.coarse import LARGEST, Coarse
 from circuit_tracer.kernels.encode.exact import Cuts, Rows, lost, places
-from circuit_tracer.kernels.encode.scan import BLOCK, MAX_ACTIVE, Entries, by_token, divided, lifted, positive
-from circuit_tracer.workers import in_order, workers_on
+from circuit_tracer.kernels.encode.scan import (
+    BLOCK,
+    MAX_ACTIVE,
+    Entries,
+    by_token,
+    divided,
+    lifted,
+    positive,
+    workers_for,
+)
+from circuit_tracer.workers import in_order
 
 GROUPS = 8  # times k, at least, where there are as many features
 LARGEST_GROUP = 16
@@ -45,7 +54,7 @@ def largest(rows: Rows, coarse: Coarse | None, k: int) -> tuple[Entries, Tensor]
         value, last_B = _settled(part, zero, row, feature, value, k)
         return (row + start, feature, value), last_B
 
-    blocks = list(in_order(of_block, range(0, n_rows, step), workers_on(rows.x_BD.device)))
+    blocks = list(in_order(of_block, starts := range(0, n_rows, step), workers_for(starts)))
     row, feature, value = (torch.cat(column) for column in zip(*(entries for entries, _ in blocks), strict=True))
     return (row, feature, value), torch.cat([last_B for _, last_B in blocks])
 

@@ -5,6 +5,7 @@ Letters: B tokens, D width, F features, C columns of the coarse product, n candi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import numpy as np
@@ -18,7 +19,7 @@ from circuit_tracer.workers import in_order, workers_on
 BLOCK = 2**20  # coarse pre-activations in hand: two megabytes, which a core's second cache holds
 TOKEN_BYTES = 5 * 2**18  # of the inputs of tokens that are taken together, ...
 TOKENS = 128  # ... a multiple of this number
-MAX_ACTIVE = 0.08  # of all; with more, computing candidates again costs what the scan saves
+MAX_ACTIVE = 0.06  # of all; with more, computing candidates again costs what the scan saves
 
 Entries = tuple[Tensor, Tensor, Tensor]  # token, feature, value, each (n,)
 
@@ -48,13 +49,18 @@ def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | 
         return row.shape[0], (found[0] + start, *found[1:])
 
     room, found = int(MAX_ACTIVE * n_rows * n_features), []
-    for n_candidates, entries in in_order(of_block, range(0, n_rows, step), workers_on(rows.x_BD.device)):
+    for n_candidates, entries in in_order(of_block, starts := range(0, n_rows, step), workers_for(starts)):
         room -= n_candidates
         if room < 0:
             return None
         found.append(entries)
     row, feature, value = found[0] if len(found) == 1 else (torch.cat(column) for column in zip(*found, strict=True))
     return row, feature, value
+
+
+def workers_for(blocks: Sequence[int]) -> int:
+    """How many take blocks on a CPU: a single one is shared by torch's threads, which are there already."""
+    return workers_on(torch.device("cpu")) if len(blocks) > 1 else 1
 
 
 def candidates(coarse: Coarse, tokens_BC: Tensor, lifted_F: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
