@@ -4,8 +4,12 @@
     python -m benchmarks.kernels.screening --model WORK/smollm2-hf --transcoders WORK/clt-2048
 
 Without a model inputs and dictionaries are random, one feature in a hundred active; with one also what a layer of a dictionary
-that reads the residual stream before MLPs (`hook_resid_mid`) reads on texts. Nothing is reported unless on 1,000 prompts of 25
-tokens both products give the same entries, and wherever the dense float32 selection differs, an exact sum says it was wrong.
+that reads the residual stream before MLPs (`hook_resid_mid`) reads on texts. Nothing is reported unless
+
+- on 1,000 prompts of 25 tokens the same entries are found prompt by prompt, by the float32 product and with one thread, and in
+  batches of 40 prompts, by the scan (where the CPU has one) and with all threads;
+- wherever the dense float32 selection differs from them, an exact sum says that it was wrong;
+- with every feature's cut at, one step above, or one step below what one of the tokens gives, exact sums say the same.
 
 Letters: P tokens, D width, F features.
 """
@@ -16,28 +20,31 @@ import argparse
 import math
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
+from benchmarks.common.harness import versions
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import INPUTS, RESULTS
 from circuit_tracer.kernels.encode.coarse import has_bfloat16_products
 from circuit_tracer.kernels.encode.kept import Kept
-from circuit_tracer.kernels.encode.scan import positive
+from circuit_tracer.kernels.encode.scan import candidates
 from circuit_tracer.transcoders import JumpReLU, TopK
 from circuit_tracer.transcoders.activations import Activation, Selected
 from circuit_tracer.transcoders.encoding import encode_in_blocks
 from circuit_tracer.transcoders.weight_rows import MemoryRows
 
-PROMPTS, LENGTH = 1000, 25
-TOKENS = (25, 2048)  # that take times
+LENGTH = 25  # tokens of a prompt
+TOGETHER = 40  # prompts of a batch
 KEPT = 32  # of a token, TopK
 ACTIVE = 0.01
 SHAPES = ((2048, 576), (16384, 576))  # F, D
-REPEATS = {25: 40, 2048: 5}
+TIMES = {25: 20, 2048: 3}  # tokens whose encoding is timed, and how often
 
 
 class Encoder(NamedTuple):
@@ -61,34 +68,35 @@ def now(x_PD: Tensor, encoder: Encoder, activation: Activation, kept: Kept) -> S
     return encode_in_blocks(x_PD, MemoryRows(encoder.weight_FD), encoder.bias_F, activation, layer=0, kept=kept)
 
 
-def candidates(x_PD: Tensor, encoder: Encoder, cut_F: Tensor) -> int:
-    """How many entries the coarse product leaves open or says are active."""
-    weights = Kept().of(encoder.weight_FD, PROMPTS * LENGTH)
-    if weights.coarse is None:
-        return 0
-    lifted_F = weights.cuts(cut_F, encoder.bias_F)[1]
-    assert lifted_F is not None
-    tokens_PC = weights.coarse.tokens(x_PD, weights.rows(x_PD, encoder.bias_F).norm_B)
-    return len(positive(torch.addmm(lifted_F[:, None], weights.coarse.weight_FC, tokens_PC.T))[0])
+def share_left_open(x_PD: Tensor, encoder: Encoder, cut_F: Tensor) -> float | None:
+    """Of all entries, those that the coarse product leaves open or says are active."""
+    weights = Kept().of(encoder.weight_FD, len(x_PD))
+    coarse, lifted_F = weights.coarse, weights.cuts(cut_F, encoder.bias_F)[1]
+    if coarse is None or lifted_F is None:
+        return None
+    tokens_PC = coarse.tokens(x_PD, weights.rows(x_PD, encoder.bias_F).norm_B)
+    memory = torch.empty(0, dtype=torch.bfloat16)
+    return len(candidates(coarse, tokens_PC, lifted_F, memory)[0]) / (len(x_PD) * len(cut_F))
 
 
-def random_inputs(width: int) -> Iterator[Tensor]:
+def random_inputs(width: int, n_prompts: int) -> Iterator[Tensor]:
     """Prompts (25, D) whose tokens have norms between a half and twice the usual."""
     generator = torch.Generator().manual_seed(0)
-    for _ in range(PROMPTS):
+    for _ in range(n_prompts):
         x_PD = torch.randn(LENGTH, width, generator=generator)
         x_PD *= 2.0 ** (2 * torch.rand(LENGTH, 1, generator=generator) - 1)
         yield x_PD
 
 
-def model_inputs(folder: Path, layer: int) -> Iterator[Tensor]:
+def model_inputs(folder: Path, layer: int, n_prompts: int) -> Iterator[Tensor]:
     """The residual stream before the MLP of a layer on prompts cut from the benchmark's texts."""
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32)
     words = "\n".join(path.read_text() for path in sorted((INPUTS / "texts").glob("*.txt")))
     ids = torch.tensor(AutoTokenizer.from_pretrained(folder)(words)["input_ids"])
-    starts = torch.randint(len(ids) - LENGTH, (PROMPTS,), generator=torch.Generator().manual_seed(0))
+    model.model.layers = model.model.layers[: layer + 1]
+    starts = torch.randint(len(ids) - LENGTH, (n_prompts,), generator=torch.Generator().manual_seed(0))
     read: list[Tensor] = []
     norm = model.get_submodule(f"model.layers.{layer}.post_attention_layernorm")
     norm.register_forward_pre_hook(lambda _, given: read.append(given[0].detach()))
@@ -98,17 +106,66 @@ def model_inputs(folder: Path, layer: int) -> Iterator[Tensor]:
         yield from read.pop()
 
 
-def wrong(x_PD: Tensor, encoder: Encoder, cut_F: Tensor, old: Selected, new: Selected) -> tuple[int, int]:
-    """(how many entries differ, in how many of them the new ones are wrong), by exact sums."""
+def places(found: Selected, n_features: int) -> np.ndarray:
+    """Entries as one number each, ascending."""
+    return (found[0] * n_features + found[1]).numpy()
+
+
+def exact(x_PD: Tensor, encoder: Encoder, token: int, feature: int) -> Tensor:
+    """A pre-activation (0-d), summed without rounding and rounded once."""
+    products = x_PD[token].double() * encoder.weight_FD[feature].double()
+    total = math.fsum([*products.tolist(), encoder.bias_F[feature].item()])
+    return torch.tensor(total, dtype=torch.float64).float()
+
+
+def everywhere(prompts: list[Tensor], encoder: Encoder, activation: Activation) -> Iterator[tuple[Tensor, Selected]]:
+    """Batches (P, D) and their entries; AssertionError unless each of their prompts gives the same by the other product."""
+    coarse, float32, threads = Kept(), Kept(may_copy=False), torch.get_num_threads()
     n_features = len(encoder.bias_F)
-    sets = [set((position * n_features + index).tolist()) for position, index, _ in (old, new)]
-    mistakes = 0
-    for place in sets[0] ^ sets[1]:
-        p, f = divmod(place, n_features)
-        pairs = zip(x_PD[p].tolist(), encoder.weight_FD[f].tolist(), strict=True)
-        exact = torch.tensor(math.fsum([a * b for a, b in pairs] + [encoder.bias_F[f].item()]), dtype=torch.float64)
-        mistakes += bool(exact.float() > cut_F[f]) is not (place in sets[1])
-    return len(sets[0] ^ sets[1]), mistakes
+    for start in range(0, len(prompts), TOGETHER):
+        batch = prompts[start : start + TOGETHER]
+        x_PD = torch.cat(batch)
+        together = now(x_PD, encoder, activation, coarse)
+        torch.set_num_threads(1)
+        alone = [places(now(x, encoder, activation, float32), n_features) for x in batch]
+        torch.set_num_threads(threads)
+        each = np.concatenate([place + number * LENGTH * n_features for number, place in enumerate(alone)])
+        assert np.array_equal(places(together, n_features), each), f"{activation}: entries depend on the batch"
+        yield x_PD, together
+
+
+def compared(prompts: list[Tensor], encoder: Encoder, cut_F: Tensor) -> dict[str, int]:
+    """How many entries there are, and how many the dense float32 selection decides otherwise: wrongly, or AssertionError."""
+    entries, differing, n_features = 0, 0, len(encoder.bias_F)
+    for x_PD, found in everywhere(prompts, encoder, JumpReLU(cut_F)):
+        new, old = places(found, n_features), places(before(x_PD, encoder, JumpReLU(cut_F)), n_features)
+        otherwise = np.setxor1d(new, old)
+        for place, active in zip(otherwise.tolist(), np.isin(otherwise, new).tolist(), strict=True):
+            token, feature = divmod(place, n_features)
+            above = bool(exact(x_PD, encoder, token, feature) > cut_F[feature])
+            assert above is active, f"{encoder.name}: not what an exact sum says"
+        differing += len(otherwise)
+        entries += len(new)
+    for _ in everywhere(prompts, encoder, TopK(KEPT)):
+        pass
+    return {"active": entries, "decided_otherwise_before": differing}
+
+
+def at_thresholds(prompts: list[Tensor], encoder: Encoder) -> int:
+    """How many entries were asked that lie at their cuts, one step above or below; AssertionError unless all are right."""
+    prompts, n_features = prompts[:TOGETHER], len(encoder.bias_F)
+    x_PD = torch.cat(prompts)
+    pre_PF = x_PD @ encoder.weight_FD.T + encoder.bias_F
+    token_F = pre_PF.topk(min(len(x_PD), 10), dim=0).indices[-1]  # few others are above
+    cut_F = torch.stack([exact(x_PD, encoder, int(token_F[feature]), feature) for feature in range(n_features)])
+    value_F, step_F = cut_F.clone(), torch.arange(n_features) % 3
+    for step, towards in ((1, math.inf), (2, -math.inf)):
+        cut_F[step_F == step] = torch.nextafter(cut_F, cut_F.new_tensor(towards))[step_F == step]
+    for _, found in everywhere(prompts, encoder, JumpReLU(cut_F)):
+        asked = (token_F * n_features + torch.arange(n_features)).numpy()
+        active_F = np.isin(asked, places(found, n_features))
+        assert np.array_equal(active_F, (value_F > cut_F).numpy()), f"{encoder.name}: wrong at a threshold"
+    return n_features
 
 
 def seconds(call: Callable[[], Any], repeats: int) -> float:
@@ -128,38 +185,27 @@ def measure(encoder: Encoder, prompts: list[Tensor]) -> dict[str, Any]:
     cut_F = encoder.cut_F
     if cut_F is None:
         pre_PF = every_PD @ encoder.weight_FD.T + encoder.bias_F
-        cut_F = pre_PF.topk(max(1, int(ACTIVE * len(pre_PF))), dim=0).values[-1]
-    activations = {"threshold": JumpReLU(cut_F), "topk": TopK(KEPT)}
-    differing, entries = 0, 0
-    for name, activation in activations.items():
-        coarse, float32 = Kept(), Kept(may_copy=False)
-        coarse.of(encoder.weight_FD, PROMPTS * LENGTH)
-        for x_PD in prompts:
-            new = now(x_PD, encoder, activation, coarse)
-            other = now(x_PD, encoder, activation, float32)
-            assert all(map(torch.equal, new[:2], other[:2])), f"{name}: coarse and float32 products differ"
-            if name == "threshold":
-                found, mistakes = wrong(x_PD, encoder, cut_F, before(x_PD, encoder, activation), new)
-                assert not mistakes, f"{mistakes} entries are not what exact sums say"
-                differing, entries = differing + found, entries + len(new[0])
-    tokens_PD = every_PD[torch.arange(max(TOKENS)) % len(every_PD)]
+        cut_F = pre_PF.topk(max(2, int(ACTIVE * len(pre_PF))), dim=0).values[-2:].mean(0)  # between two tokens
+    found = {**compared(prompts, encoder, cut_F), "at_thresholds": at_thresholds(prompts, encoder)}
+    tokens_PD = every_PD[torch.arange(max(TIMES)) % len(every_PD)]
     rows = []
-    for n_tokens in TOKENS:
+    for n_tokens, repeats in TIMES.items():
         x_PD = tokens_PD[:n_tokens].contiguous()
-        for name, activation in activations.items():
+        for name, activation in {"threshold": JumpReLU(cut_F), "topk": TopK(KEPT)}.items():
             kept = Kept()
-            kept.of(encoder.weight_FD, PROMPTS * LENGTH)
-            old = seconds(lambda x=x_PD, a=activation: before(x, encoder, a), REPEATS[n_tokens])  # type: ignore[misc]
-            new_time = seconds(lambda x=x_PD, a=activation, k=kept: now(x, encoder, a, k), REPEATS[n_tokens])  # type: ignore[misc]
-            rows.append({"tokens": n_tokens, "rule": name, "before": old, "now": new_time, "ratio": old / new_time})
+            row = {
+                "before": seconds(partial(before, x_PD, encoder, activation), repeats),
+                "now": seconds(partial(now, x_PD, encoder, activation, kept), repeats),
+                "new_weights": seconds(lambda x=x_PD, a=activation: now(x, encoder, a, Kept()), repeats),  # type: ignore[misc]
+            }
+            rows.append({"tokens": n_tokens, "rule": name, **row, "ratio": row["before"] / row["now"]})
     return {
         "encoder": encoder.name,
         "features": len(encoder.bias_F),
         "width": encoder.weight_FD.shape[1],
         "prompts": len(prompts),
-        "active": entries,
-        "candidates": sum(candidates(x_PD, encoder, cut_F) for x_PD in prompts[:100]) * len(prompts) // 100,
-        "decided_otherwise_before": differing,
+        **found,
+        "left_open": share_left_open(every_PD, encoder, cut_F),
         "times": rows,
     }
 
@@ -169,6 +215,7 @@ def main() -> None:
     parser.add_argument("--model", type=Path, help="Hugging Face folder of a Llama")
     parser.add_argument("--transcoders", type=Path, help="a dictionary of its MLPs' inputs")
     parser.add_argument("--layer", type=int, default=12)
+    parser.add_argument("--prompts", type=int, default=1000)
     parser.add_argument("--out", type=Path, default=RESULTS / "encode_screening.json")
     args = parser.parse_args()
     torch.manual_seed(0)
@@ -177,7 +224,7 @@ def main() -> None:
         for n_features, width in SHAPES:
             weight_FD = torch.randn(n_features, width) / width**0.5
             encoder = Encoder(weight_FD, 0.1 * torch.randn(n_features), "random")
-            found.append(measure(encoder, list(random_inputs(width))))
+            found.append(measure(encoder, list(random_inputs(width, args.prompts))))
         if args.model and args.transcoders:
             from circuit_tracer.transcoders.loading import load_dictionary
 
@@ -188,11 +235,9 @@ def main() -> None:
             name = f"layer {args.layer} of {args.transcoders.name}"
             bias_F = dictionary.encoder_bias(args.layer)
             encoder = Encoder(weight_FD, bias_F, name, cut_F.expand(len(bias_F)).contiguous())
-            found.append(measure(encoder, list(model_inputs(args.model, args.layer))))
-    write_results(
-        args.out,
-        {**describe(threads=torch.get_num_threads()), "bfloat16_products": has_bfloat16_products(), "encoders": found},
-    )
+            found.append(measure(encoder, list(model_inputs(args.model, args.layer, args.prompts))))
+    head = describe(threads=torch.get_num_threads(), versions=versions(), bfloat16_products=has_bfloat16_products())
+    write_results(args.out, {**head, "encoders": found})
     for each in found:
         print(each)
 

@@ -79,16 +79,19 @@ def _settled(x_PD: Tensor, encoder: WeightRows, bias_F: Tensor, activation: Acti
         if found is None or not activation.nonnegative:
             return found
         position, index, value = found
-        active = value > 0
-        return position[active], index[active], value[active]
+        return _where(value > 0, position, index, value)
     if not isinstance(activation, ReLU | JumpReLU):
         return None
     if isinstance(activation, ReLU):
         return above_cuts(rows, weights, weights.zero_F)
     threshold, n_features = activation.threshold, encoder.shape[0]
     position, index, value = above_cuts(rows, weights, rounded_down(threshold).expand(n_features))
-    active = value != 0
-    return position[active], index[active], value[active]
+    return _where(value != 0, position, index, value)
+
+
+def _where(active: Tensor, position: Tensor, index: Tensor, value: Tensor) -> Selected:
+    """Those of some entries, which mostly are all of them."""
+    return (position, index, value) if active.all() else (position[active], index[active], value[active])
 
 
 def features_per_block(n_positions: int, d_model: int, dtype: torch.dtype, block_bytes: int) -> int:
@@ -105,6 +108,8 @@ def rounded_down(threshold: Tensor) -> Tensor:
 
 
 def _require_finite_input(x_PD: Tensor, layer: int) -> None:
+    if torch.isfinite(x_PD.sum()):  # as for blocks, below
+        return
     bad = ~torch.isfinite(x_PD).all(dim=1)
     if bad.any():
         raise NumericalError(

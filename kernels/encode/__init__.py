@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.device import on_gpu
-from circuit_tracer.kernels.encode.exact import Cuts, Rows
+from circuit_tracer.kernels.encode.exact import Cuts, Rows, places
 from circuit_tracer.kernels.encode.kept import Kept, Weights, of_one_call
 from circuit_tracer.kernels.encode.ranked import largest
 from circuit_tracer.kernels.encode.scan import Entries, scan
@@ -149,11 +149,10 @@ def k_largest(rows: Rows, weights: Weights, k: int) -> Entries | None:
 
 def _above_in_float32(rows: Rows, cut_F: Tensor, cuts: Cuts) -> Entries:
     """Of the float32 product; what its own rounding leaves open is settled as `scan` does."""
-    _, norm_F, besides_F = cuts.table_F3.unbind(1)
-    low_F = cut_F - rows.losing_B.nan_to_num(0).max() * norm_F.nan_to_num(0) - besides_F
+    low_F = cut_F - rows.losing_B.nan_to_num(0).max() * cuts.norm_F.nan_to_num(0) - cuts.besides_F
     row, feature, value = _found(rows.x_BD, rows.weight_FD, rows.bias_F, lambda pre_BF: pre_BF > low_F)
     value, kept = rows.settled(row, feature, cuts, value)
-    return row[kept], feature[kept], value[kept]
+    return row.index_select(0, kept), feature.index_select(0, kept), value.index_select(0, kept)
 
 
 def _is_settled(x_BD: Tensor, weight_FD: Tensor) -> bool:
@@ -170,16 +169,16 @@ def _found(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[Te
     """The entries of the product that are selected, block by block of rows."""
     n_features = weight_FD.shape[0]
     weight_FD, bias_F = weight_FD.to(x_BD.dtype), bias_F.to(x_BD.dtype)
-    places, values = [], []
+    found, values = [], []
     for rows in row_blocks(x_BD, n_features):
         pre_BF = torch.addmm(bias_F, x_BD[rows], weight_FD.T)
-        place = select(pre_BF).flatten().nonzero()[:, 0]
-        values.append(pre_BF.flatten()[place])
-        places.append(place + rows.start * n_features)
-    if not places:
+        place = places(select(pre_BF))
+        values.append(pre_BF.flatten().index_select(0, place))
+        found.append(place + rows.start * n_features if rows.start else place)
+    if not found:
         empty = torch.empty(0, dtype=torch.int64, device=x_BD.device)
         return empty, empty, x_BD.new_empty(0)
-    place = torch.cat(places)
+    place = found[0] if len(found) == 1 else torch.cat(found)
     row = torch.div(place, n_features, rounding_mode="floor")
     return row, place - row * n_features, torch.cat(values)
 

@@ -1,6 +1,6 @@
 """Encoder weights in bfloat16, so made that a product with them is never below the true one (README.md, "Scan").
 
-Letters: B tokens, D width, F features, C columns of the coarse product: D, the margin, one that silences padding, zeros.
+Letters: B tokens, D width, F features, C columns of the coarse product: D, the margin, zeros.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ from torch import Tensor
 from circuit_tracer.kernels.encode.exact import norms
 
 COLUMNS = 32  # C is a multiple of it
-TOGETHER = 4  # tokens in one word of 64 bits: B is padded to a multiple of it
+ROWS = 128  # of weights that are taken together: what is made of them on the way stays in a core's second cache
 LARGEST = 2.0**120  # what products of norms have to stay below: nothing overflows in float32
 TINY = 2.0**-100  # more than all that is lost where products are flushed to zero
-SILENT = -(2.0**127)  # what padding adds: below whatever else is added
 HALF = 2.0**-8  # relative error of a rounding to bfloat16
 
 
@@ -31,14 +30,19 @@ class Coarse:
 
     @classmethod
     def of(cls, weight_FD: Tensor, norm_F: Tensor) -> Coarse:
-        """norm_F: of the rows. Reads the weights twice."""
+        """norm_F: of the rows."""
+        weight_FD = weight_FD.detach()
         n_features, width = weight_FD.shape
-        coarse_FC = weight_FD.new_zeros(n_features, -(-(width + 2) // COLUMNS) * COLUMNS, dtype=torch.bfloat16)
-        coarse_FC[:, :width] = weight_FD
-        lost_F = norms(weight_FD - coarse_FC[:, :width].to(weight_FD.dtype))
+        coarse_FC = weight_FD.new_empty(n_features, -(-(width + 1) // COLUMNS) * COLUMNS, dtype=torch.bfloat16)
+        coarse_FC[:, width:] = 0
+        lost = []
+        for weight_nD, coarse_nC in zip(weight_FD.split(ROWS), coarse_FC.split(ROWS), strict=True):
+            coarse_nC[:, :width] = weight_nD
+            lost.append(norms(weight_nD - coarse_nC[:, :width].to(weight_nD.dtype)))
         new = cls(coarse_FC, width, float(norm_F.max()))
-        coarse_FC[:, width] = _rounded_up((1 + HALF) * lost_F + (HALF + 1.04 * new.accumulated) * norm_F, width)
-        coarse_FC[:, width + 1] = 1
+        coarse_FC[:, width] = _rounded_up(
+            (1 + HALF) * torch.cat(lost) + (HALF + 1.04 * new.accumulated) * norm_F, width
+        )
         return new
 
     def bounds(self, largest: float) -> bool:
@@ -46,14 +50,12 @@ class Coarse:
         return largest * max(1.0, self.largest) < LARGEST  # not for NaN
 
     def tokens(self, x_BD: Tensor, norm_B: Tensor) -> Tensor:
-        """What the weights are multiplied with, (B, C) with B padded."""
+        """What the weights are multiplied with, (B, C)."""
         n_rows, width = x_BD.shape
-        padded = -(-n_rows // TOGETHER) * TOGETHER
-        coarse_BC = x_BD.new_zeros(padded, self.weight_FC.shape[1], dtype=torch.bfloat16)
-        coarse_BC[:n_rows, :width] = x_BD
-        coarse_BC[:n_rows, width] = _rounded_up(norm_B, width)
-        if padded > n_rows:
-            coarse_BC[n_rows:, width + 1] = SILENT
+        coarse_BC = x_BD.new_empty(n_rows, self.weight_FC.shape[1], dtype=torch.bfloat16)
+        coarse_BC[:, :width] = x_BD.detach()
+        coarse_BC[:, width:] = 0
+        coarse_BC[:, width] = _rounded_up(norm_B, width)
         return coarse_BC
 
     def margin(self, tokens_BC: Tensor) -> Tensor:

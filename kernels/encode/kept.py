@@ -66,9 +66,8 @@ class Weights:
 
     def make_coarse(self) -> None:
         """Make the coarse copy, where products with it are faster."""
-        if self.coarse is None and self.weight_FD.numel() >= LEAST_WEIGHTS and has_bfloat16_products():
+        if self.weight_FD.numel() >= LEAST_WEIGHTS and has_bfloat16_products():
             self.coarse = Coarse.of(self.weight_FD, self.norm_F)
-            self._cuts = _Once()
 
     def cuts(self, cut_F: Tensor, bias_F: Tensor) -> tuple[Cuts, Tensor | None]:
         """Of float32 cuts: what decides, and with a coarse copy, what is added to products with it."""
@@ -90,26 +89,28 @@ class Kept:
 
     def __init__(self, may_copy: bool = True) -> None:
         self._may_copy = may_copy
-        self._weights: _Once[Weights] = _Once()
+        self.drop()
 
     def drop(self) -> None:
         """Forget everything."""
-        self._weights = _Once()
+        self._weights: _Once[Weights] = _Once()
+        self._scanned: _Once[Weights] = _Once()  # the same with a coarse copy
 
     @property
     def n_bytes(self) -> int:
         """What the coarse copy takes."""
-        weights = self._weights.made
+        weights = self._scanned.made
         return 0 if weights is None or weights.coarse is None else weights.coarse.weight_FC.nbytes
 
     def of(self, weight_FD: Tensor, n_rows: int) -> Weights:
         """What is known of the weights, with a coarse copy for as many tokens as gain by it: on one machine, the number of
         tokens alone says which way they take."""
         weights = self._weights(lambda: Weights(weight_FD), weight_FD)
-        if not self._may_copy or n_rows < AT_ONCE:
+        if n_rows < AT_ONCE:
+            return weights
+        if not self._may_copy:
             return of_one_call(weight_FD, n_rows, weights.norm_F)
-        weights.make_coarse()
-        return weights
+        return self._scanned(lambda: of_one_call(weight_FD, n_rows, weights.norm_F), weight_FD)
 
 
 def of_one_call(weight_FD: Tensor, n_rows: int, norm_F: Tensor | None = None) -> Weights:

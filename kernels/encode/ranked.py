@@ -11,8 +11,18 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.encode.coarse import LARGEST, Coarse
-from circuit_tracer.kernels.encode.exact import Cuts, Rows, lost
-from circuit_tracer.kernels.encode.scan import BLOCK, MAX_ACTIVE, Entries, by_token, lifted, positive
+from circuit_tracer.kernels.encode.exact import Cuts, Rows, lost, places
+from circuit_tracer.kernels.encode.scan import (
+    BLOCK,
+    MAX_ACTIVE,
+    Entries,
+    by_token,
+    divided,
+    lifted,
+    positive,
+    workers_for,
+)
+from circuit_tracer.workers import in_order
 
 GROUPS = 8  # times k, at least, where there are as many features
 LARGEST_GROUP = 16
@@ -30,8 +40,9 @@ def largest(rows: Rows, coarse: Coarse | None, k: int) -> tuple[Entries, Tensor]
     if k > MAX_ACTIVE * n_features or not bool((sizes < LARGEST).all()):
         return None
     zero = Cuts.of(torch.zeros_like(rows.norm_F), rows.bias_F, rows.norm_F, rows.x_BD.shape[1])
-    found, lasts = [], []
-    for start in range(0, n_rows, step := max(1, BLOCK // n_features)):
+    step = max(1, BLOCK // n_features)
+
+    def of_block(start: int) -> tuple[Entries, Tensor]:
         part = replace(rows, x_BD=rows.x_BD[start : start + step])
         if coarse is None:
             row, feature, value = _in_float32(part, k)
@@ -39,12 +50,13 @@ def largest(rows: Rows, coarse: Coarse | None, k: int) -> tuple[Entries, Tensor]
         else:
             row, feature = _coarsely(part, coarse, k)
             value, _ = part.settled(row, feature, zero)
-            row, feature, value = by_token(row, feature, value, step)
+            row, feature, value = by_token(row, feature, value)
         value, last_B = _settled(part, zero, row, feature, value, k)
-        found.append((row + start, feature, value))
-        lasts.append(last_B)
-    row, feature, value = (torch.cat(column) for column in zip(*found, strict=True))
-    return (row, feature, value), torch.cat(lasts)
+        return (row + start, feature, value), last_B
+
+    blocks = list(in_order(of_block, starts := range(0, n_rows, step), workers_for(starts)))
+    row, feature, value = (torch.cat(column) for column in zip(*(entries for entries, _ in blocks), strict=True))
+    return (row, feature, value), torch.cat([last_B for _, last_B in blocks])
 
 
 def _in_float32(rows: Rows, k: int) -> Entries:
@@ -67,14 +79,13 @@ def _coarsely(rows: Rows, coarse: Coarse, k: int) -> tuple[Tensor, Tensor]:
     above_FB = torch.addmm(bias_F[:, None], coarse.weight_FC, tokens_BC.T)
     size = min(max(1, n_features // (GROUPS * k)), LARGEST_GROUP)
     whole = n_features // size * size
-    group_GB = above_FB[:whole].view(-1, size, above_FB.shape[1]).amax(1)
-    kth_B = group_GB[:, :n_rows].T.topk(k, dim=1, sorted=False).values.amin(1).float()
+    group_GB = above_FB[:whole].view(-1, size, n_rows).amax(1)
+    kth_B = group_GB.T.topk(k, dim=1, sorted=False).values.amin(1).float()
     # the margin, which was added where the truth may be as far below; roundings of the product to bfloat16; the bias' own
-    lost_B = coarse.margin(tokens_BC[:n_rows]) + 2**-6 * (kth_B.abs() + bias_F.float().abs().max())
-    level_B = tokens_BC.new_full(tokens_BC.shape[:1], torch.inf)
-    level_B[:n_rows] = torch.nextafter((kth_B - lost_B).bfloat16(), level_B.new_tensor(-torch.inf))
-    feature, row = positive(above_FB.sub_(level_B))
-    return row, feature
+    lost_B = coarse.margin(tokens_BC) + 2**-6 * (kth_B.abs() + bias_F.float().abs().max())
+    level_B = (kth_B - lost_B).bfloat16()
+    level_B = torch.nextafter(level_B, level_B.new_tensor(-torch.inf))
+    return divided(positive(above_FB.sub_(level_B)), n_rows)
 
 
 def _settled(rows: Rows, cuts: Cuts, row: Tensor, feature: Tensor, value: Tensor, k: int) -> tuple[Tensor, Tensor]:
@@ -82,11 +93,11 @@ def _settled(rows: Rows, cuts: Cuts, row: Tensor, feature: Tensor, value: Tensor
 
     The k-th largest of all lower bounds and of all upper bounds enclose it: what lies above or below both is decided.
     """
-    _, norm_n, besides_n = cuts.table_F3[feature].unbind(1)
+    _, norm_n, besides_n = cuts.of_entries(feature)
     loss = norm_n * rows.losing_B[row] + besides_n  # NaN where there is none
     bound = loss.nan_to_num(0)
     low, high = (_kth(row, some, len(rows.x_BD), k)[row] for some in (value - bound, value + bound))
-    near = ((value - loss <= high) & (value + loss >= low)).nonzero()[:, 0]
+    near = places((value - loss <= high) & (value + loss >= low))
     value[near] = rows.rounded(row[near], feature[near])
     return value, _kth(row, value, len(rows.x_BD), k)
 

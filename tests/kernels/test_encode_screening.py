@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 
 import pytest
 import torch
@@ -123,6 +124,39 @@ def test_an_entry_depends_on_its_token_and_feature_alone(coarse: bool) -> None:
         parts = [(row + at, *rest) for (row, *rest), at in zip(parts, (0, 1, 3), strict=True)]
         row, feature, value = (torch.cat(column) for column in zip(*parts, strict=True))
         assert_same((row, feature, value), whole)  # one token alone may have too many candidates for a scan
+
+
+def test_blocks_of_tokens_and_workers_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
+    x_BD, weight_FD, bias_F = draw(8)
+    cut_F, threads = near(x_BD, weight_FD, bias_F), torch.get_num_threads()
+    whole, best = found(x_BD, weight_FD, bias_F, cut_F, True), ranked(x_BD, weight_FD, bias_F, True)
+    for name, value in {"TOKEN_BYTES": 0, "TOKENS": 16, "BLOCK": 16 * F}.items():
+        for module in ("scan", "ranked"):
+            monkeypatch.setattr(sys.modules[f"circuit_tracer.kernels.encode.{module}"], name, value, raising=False)
+    try:
+        for n_workers in (1, 2, 3):
+            torch.set_num_threads(n_workers)
+            assert_equal(found(x_BD, weight_FD, bias_F, cut_F, True), whole)
+            assert_equal(ranked(x_BD, weight_FD, bias_F, True), best)
+    finally:
+        torch.set_num_threads(threads)
+
+
+@pytest.mark.parametrize("scanned", [True, False], ids=["few", "many"])
+def test_a_scan_of_many_candidates_gives_up(monkeypatch: pytest.MonkeyPatch, scanned: bool) -> None:
+    """In whichever block the last one is found."""
+    x_BD, weight_FD, bias_F = draw(9)
+    x_BD /= x_BD.norm(dim=1, keepdim=True)
+    module = sys.modules["circuit_tracer.kernels.encode.scan"]
+    for name, value in {"TOKEN_BYTES": 0, "TOKENS": 16}.items():
+        monkeypatch.setattr(module, name, value)
+    pre_BF = x_BD @ weight_FD.T + bias_F
+    cut_F = pre_BF.sort(dim=0).values[-3 if scanned else -20]
+    given = weights(weight_FD, True)
+    cuts, lifted_F = given.cuts(cut_F, bias_F)
+    assert lifted_F is not None
+    assert (module.scan(given.rows(x_BD, bias_F), given.coarse, cuts, lifted_F) is not None) is scanned
+    assert_same(found(x_BD, weight_FD, bias_F, cut_F, True), found(x_BD, weight_FD, bias_F, cut_F, False))
 
 
 @pytest.mark.parametrize("coarse", [True, False], ids=["coarse", "float32"])
