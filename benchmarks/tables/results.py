@@ -125,7 +125,11 @@ def long_prompts(record: Record) -> list[str]:
     ]
     return [
         f"Prompts inside {record['memory']}; *by the law*: rows × tokens × (layers + attended tokens)."
-        + (f" Square products: {record['matrix_product_gflops']:.0f} GFLOP/s." if "matrix_product_gflops" in record else ""),
+        + (
+            f" Square products: {record['matrix_product_gflops']:.0f} GFLOP/s."
+            if "matrix_product_gflops" in record
+            else ""
+        ),
         *(f"Not as it should be: {each}." for each in record.get("failed", [])),
         "",
         *table([*head, "seconds of each stage"], rows),

@@ -219,7 +219,9 @@ def _in_tiles(
         rows = slice(start, min(n_pos, start + QUERIES_A_TILE))
         seen = slice(int(first[start]), rows.stop)  # keys
         scores = _scores(query[:, :, rows], key[:, :, seen], None, scaling, softcap)
-        hidden = start if int(first[rows.stop - 1]) <= seen.start else seen.start  # before, all of the tile's queries see all
+        hidden = (
+            start if int(first[rows.stop - 1]) <= seen.start else seen.start
+        )  # before, all of the tile's queries see all
         scores[..., hidden - seen.start :].add_(mask[..., rows, hidden : seen.stop].to(dtype))
         largest = scores.amax(-1, keepdim=True)
         weight = scores.sub_(largest).exp_()
