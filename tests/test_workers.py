@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.overrides import TorchFunctionMode
 
-from circuit_tracer.workers import Stopped, go_on, in_order, others_are_idle, share, workers_on
+from circuit_tracer.workers import Stopped, go_on, helped, in_order, others_are_idle, share, workers_on
 
 CPU = torch.device("cpu")
 
@@ -152,7 +152,8 @@ def test_who_ends_early_waits_for_pieces_and_they_are_told() -> None:
     go_on()  # nothing where nobody waits
 
 
-def test_idle_workers_help() -> None:
+@pytest.mark.parametrize("share_out", [lambda work, parts: share(work, parts)(), helped], ids=["share", "helped"])
+def test_idle_workers_help(share_out: Callable[[Callable[[int], None], range], None]) -> None:
     helpers: set[str] = set()
 
     def part(_: int) -> None:
@@ -162,12 +163,18 @@ def test_idle_workers_help() -> None:
     def work(_: int) -> int:
         while not others_are_idle():
             time.sleep(0.001)
-        share(part, range(3))()
+        share_out(part, range(3))
         return len(helpers)
 
     together = threading.Barrier(3, timeout=10)
     assert list(in_order(work, [0], 3)) == [3]
     assert not others_are_idle()
+
+
+def test_outside_a_piece_nobody_helps() -> None:
+    done: list[tuple[int, str]] = []
+    helped(lambda part: done.append((part, threading.current_thread().name)), range(3))
+    assert done == [(part, threading.current_thread().name) for part in range(3)]
 
 
 def test_an_error_of_a_helper_is_that_of_the_piece() -> None:

@@ -5,9 +5,9 @@
 25 to 1,000 tokens with 2,000 features expanded; 4,000 tokens with 200; and 1,000 tokens with the per-layer dictionary. Each
 runs in a process of its own (trace_once.py). Beside the seconds stands what the law predicts from the shortest prompt: rows x
 tokens x (layers + attended tokens), attended tokens being half the prompt; what took most of them; and the operations of
-exactly these rows (flops.py), over the seconds, beside the rate of square products on this machine. What it has is written after each
-prompt. Ends with status 1 if a length takes more than 1.3 times what the law says, or more memory than was given, or fails;
-the others run all the same, and the record says so.
+exactly these rows (flops.py), over the seconds, beside the rate of square products on this machine. What it has is written
+after each prompt. Ends with status 1 if a length takes more than 1.3 times what the law says, or more memory than was given, or
+fails; the others run all the same, and the record says so.
 """
 
 from __future__ import annotations

@@ -219,9 +219,8 @@ def _in_tiles(
         rows = slice(start, min(n_pos, start + QUERIES_A_TILE))
         seen = slice(int(first[start]), rows.stop)  # keys
         scores = _scores(query[:, :, rows], key[:, :, seen], None, scaling, softcap)
-        hidden = (
-            start if int(first[rows.stop - 1]) <= seen.start else seen.start
-        )  # before, all of the tile's queries see all
+        # keys before the tile are seen by all of its queries, unless a window begins among them
+        hidden = start if int(first[rows.stop - 1]) <= seen.start else seen.start
         scores[..., hidden - seen.start :].add_(mask[..., rows, hidden : seen.stop].to(dtype))
         largest = scores.amax(-1, keepdim=True)
         weight = scores.sub_(largest).exp_()

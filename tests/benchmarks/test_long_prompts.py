@@ -17,7 +17,9 @@ def traced(_: Any, __: Path, prompt: str, expanded: int) -> dict[str, Any]:
     """A prompt of 50 tokens takes too long, one of 100 does not end, one of 4,000 takes too much memory."""
     tokens = int(prompt.removeprefix("long-"))
     if tokens == 100:
-        raise SystemExit("python -m benchmarks.tracing.trace_once --model /somewhere\nended with status 1\nResourceError: no")
+        raise SystemExit(
+            "python -m benchmarks.tracing.trace_once --model /somewhere\nended with status 1\nResourceError: no"
+        )
     seconds = expanded * tokens * (2 + tokens / 2) / 1e5 * (1.5 if tokens == 50 else 1)
     bytes_held = 2e9 if tokens == 4000 else 1e9
     names = ("planned", "actual", "resident_peak")
@@ -27,7 +29,18 @@ def traced(_: Any, __: Path, prompt: str, expanded: int) -> dict[str, Any]:
 
 def test_a_prompt_that_fails_ends_no_other_and_is_on_record(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "config.json").write_text('{"num_hidden_layers": 2}')
-    words = ["--model", str(tmp_path), "--transcoders", "clt", "--per-layer", "plt", "--memory", "1.5GB", "--threads", "1"]
+    words = [
+        "--model",
+        str(tmp_path),
+        "--transcoders",
+        "clt",
+        "--per-layer",
+        "plt",
+        "--memory",
+        "1.5GB",
+        "--threads",
+        "1",
+    ]
     monkeypatch.setattr(sys, "argv", ["long_prompts", *words, "--results", str(tmp_path / "found.json")])
     monkeypatch.setattr(long_prompts, "traced", traced)
     monkeypatch.setattr(long_prompts, "matrix_product_rate", lambda: 1e11)
