@@ -18,6 +18,7 @@ from torch import Tensor
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, stored_once
 from circuit_tracer.attribution.row_blocks import BYTES_WAITING, BlockTree, most_rows
 from circuit_tracer.kernels.attend_back import BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU
+from circuit_tracer.models.attention import QUERIES_A_TILE
 from circuit_tracer.models.config import ModelConfig
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -144,7 +145,7 @@ class TraceSizes:
 
     def forward(self, keep_patterns: bool) -> int:
         """Beside the state, while the model runs: one layer's attention, its MLP, the masks."""
-        queries = self.n_pos if keep_patterns else min(self.n_pos, 512)
+        queries = self.n_pos if keep_patterns else min(self.n_pos, QUERIES_A_TILE)
         attention = ATTENTION_COPIES * self.config.n_heads * queries * self.n_pos * self.item
         return max(attention, 3 * self.n_pos * self.config.d_mlp * self.item) + 9 * self.n_pos**2
 

@@ -25,7 +25,7 @@ from circuit_tracer.models.mixing import Scales
 from circuit_tracer.models.whose import tape_of
 
 NAME = "circuit_tracer"
-QUERIES_A_TILE = 512  # rows of the pattern that exist at once when patterns are not kept
+QUERIES_A_TILE = 128  # rows of the pattern that exist at once when patterns are not kept, and are gone over in cache
 
 
 class Scoring(NamedTuple):
