@@ -5,11 +5,11 @@ Letters: L layers, P positions, D d_model, N active features, n those that write
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import embedding_bag
 
 from circuit_tracer.attribution.decoder_tables import DecoderTables
 from circuit_tracer.attribution.frozen_attention import FrozenAttention
@@ -17,6 +17,7 @@ from circuit_tracer.attribution.sources import SourceTable
 from circuit_tracer.kernels.contract import contract_, contract_rows_
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.weight_rows import by_slot
 from circuit_tracer.workers import in_order
 
 CHUNK_BYTES = 64 * 2**20  # of decoder rows read at once, where they are not kept
@@ -128,22 +129,24 @@ class DecoderRows:
         """Scaled decoder rows (n, D) of all layers at the output hook; each file is read once, front to back, by one of the
         workers.
         """
-        active, layers = self.sources.active, self.written
+        active, width = self.sources.active, self.transcoders.d_model
         place: dict[str, Any] = {"dtype": self._dtype, "device": self._device}
-        rows = [torch.empty(len(layer.feature), self.transcoders.d_model, **place) for layer in layers]
+        rows = [torch.empty(len(layer.feature), width, **place) for layer in self.written]
+        # the sources of a position that write to a layer lie side by side, in the order of their columns
+        shifts = [torch.tensor(layer.ptr[:-1]) - torch.tensor(layer.column) for layer in self.written]
 
         def read(source: int) -> None:
             here = self._of_layer(source)
             if not len(here):
                 return
-            slot = torch.empty(len(self.sources), dtype=torch.int64)
-            unique, inverse = torch.unique(active.index[here] - self._first, return_inverse=True)
-            decoder, inverse = self.transcoders.decoder_rows(source, unique).to(self._device), inverse.to(self._device)
-            for number, layer in enumerate(self.transcoders.target_layers(source)):
-                block = decoder[:, number].to(self._dtype).index_select(0, inverse)
-                block *= active.value[here].to(block)[:, None]
-                slot[layers[layer].feature] = torch.arange(len(layers[layer].feature))
-                rows[layer][slot[here].to(self._device)] = block
+            index, order = (active.index[here] - self._first).sort(stable=True)
+            here = here[order]
+            column, position = self.sources.column[here], active.position[here]
+            scale = active.value[here].to(self._device, self._dtype)[:, None]
+            blocks = by_slot(self.transcoders.decoder(source), index)
+            for layer, block in zip(self.transcoders.target_layers(source), blocks, strict=True):
+                there = (column + shifts[layer][position]).to(self._device)
+                rows[layer].index_copy_(0, there, block.to(self._device, self._dtype).mul_(scale))
 
         for _ in in_order(read, range(self.transcoders.n_layers), workers):
             pass
@@ -176,10 +179,15 @@ def read_decoder_rows(
             reconstruction[layer] = read.tables.reconstruct(layer, chunk_bytes)
         return read, reconstruction
     kept = read.read_all(workers)
-    for layer, layer_sources in enumerate(read.written):
-        for position, (start, stop) in enumerate(pairwise(layer_sources.ptr)):
-            reconstruction[layer, position] = kept[layer][start:stop].sum(0)
+
+    def rebuild(layer: int) -> None:
+        ptr = torch.tensor(read.written[layer].ptr[:-1], device=parts.device)
+        every = torch.arange(len(kept[layer]), device=parts.device)
+        reconstruction[layer] = embedding_bag(every, kept[layer], ptr, mode="sum")
         kept[layer] = read.into_residual(layer, kept[layer], 0, sources.n_pos)
+
+    for _ in in_order(rebuild, range(len(kept)), workers):
+        pass
     return DecoderRows(sources, transcoders, network, chunk_bytes, kept, attention), reconstruction
 
 
