@@ -5,7 +5,6 @@ Letters: L layers, P positions, D d_model, N active features, n those that write
 
 from __future__ import annotations
 
-from itertools import pairwise
 from typing import Any
 
 import torch
@@ -20,6 +19,7 @@ from circuit_tracer.kernels.contract.offsets import Offsets
 from circuit_tracer.kernels.device import sent
 from circuit_tracer.models.frozen import FrozenNetwork
 from circuit_tracer.transcoders.base import Transcoders
+from circuit_tracer.transcoders.weight_rows import by_slot
 from circuit_tracer.workers import in_order
 
 CHUNK_BYTES = 64 * 2**20  # of decoder rows read at once, where they are not kept
@@ -132,23 +132,24 @@ class DecoderRows:
         """Scaled decoder rows (n, D) of all layers at the output hook; each file is read once, front to back, by one of the
         workers.
         """
-        active, layers = self.sources.active, self.written
+        active, width = self.sources.active, self.transcoders.d_model
         place: dict[str, Any] = {"dtype": self._dtype, "device": self._device}
-        rows = [torch.empty(len(layer.feature), self.transcoders.d_model, **place) for layer in layers]
+        rows = [torch.empty(len(layer.feature), width, **place) for layer in self.written]
+        # the sources of a position that write to a layer lie side by side, in the order of their columns
+        shifts = [torch.tensor(layer.ptr[:-1]) - torch.tensor(layer.column) for layer in self.written]
 
         def read(source: int) -> None:
             here = self._of_layer(source)
             if not len(here):
                 return
-            slot = torch.empty(len(self.sources), dtype=torch.int64)
-            unique, inverse = torch.unique(active.index[here] - self._first, return_inverse=True)
-            decoder = self.transcoders.decoder_rows(source, unique).to(self._device)
-            inverse, value = (sent(each, self._device) for each in (inverse, active.value[here]))
-            for number, layer in enumerate(self.transcoders.target_layers(source)):
-                block = decoder[:, number].to(self._dtype).index_select(0, inverse)
-                block *= value.to(block.dtype)[:, None]
-                slot[layers[layer].feature] = torch.arange(len(layers[layer].feature))
-                rows[layer][sent(slot[here], self._device)] = block
+            index, order = (active.index[here] - self._first).sort(stable=True)
+            here = here[order]
+            column, position = self.sources.column[here], active.position[here]
+            scale = sent(active.value[here].to(self._dtype), self._device)[:, None]
+            blocks = by_slot(self.transcoders.decoder(source), index)
+            for layer, block in zip(self.transcoders.target_layers(source), blocks, strict=True):
+                there = sent(column + shifts[layer][position], self._device)
+                rows[layer].index_copy_(0, there, block.to(self._device, self._dtype).mul_(scale))
 
         for _ in in_order(read, range(self.transcoders.n_layers), workers):
             pass
@@ -181,18 +182,20 @@ def read_decoder_rows(
             reconstruction[layer] = read.tables.reconstruct(layer, chunk_bytes)
         return read, reconstruction
     kept = read.read_all(workers)
-    for layer, layer_sources in enumerate(read.written):
-        reconstruction[layer] = sums_at(kept[layer], layer_sources.ptr)
+
+    def rebuild(layer: int) -> None:
+        reconstruction[layer] = sums_at(kept[layer], read.written[layer].ptr)
         kept[layer] = read.into_residual(layer, kept[layer], 0, sources.n_pos)
+
+    for _ in in_order(rebuild, range(len(kept)), workers):
+        pass
     return DecoderRows(sources, transcoders, network, chunk_bytes, kept, attention), reconstruction
 
 
 def sums_at(rows_nD: Tensor, ptr: Offsets) -> Tensor:
-    """The sums (P, D) of the rows of each position: row after row in one launch on a device, in torch's order on a CPU."""
-    if rows_nD.device.type == "cpu" or not len(rows_nD):
-        return torch.stack([rows_nD[start:stop].sum(0) for start, stop in pairwise(ptr)])
-    every, starts = torch.arange(len(rows_nD), device=rows_nD.device), ptr.on(rows_nD.device)[:-1]
-    return embedding_bag(every, rows_nD, starts, mode="sum")
+    """The sums (P, D) of the rows of each position, row after row, in one launch."""
+    every = torch.arange(len(rows_nD), device=rows_nD.device)
+    return embedding_bag(every, rows_nD, ptr.on(rows_nD.device)[:-1], mode="sum")
 
 
 def stored_once(n_sources: int, n_unique: int) -> bool:

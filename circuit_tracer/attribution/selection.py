@@ -18,6 +18,9 @@ from circuit_tracer.attribution.finished_rows import FinishedRows
 
 SHARE_A_ROUND = 0.92  # of what seems missing; the rest is judged again with the new rows
 SMALLEST_ROUND = 128
+# Few rows from high layers meet all sources, as many do: a round of them takes as long as so many rows take in another. Fewer
+# are not held back.
+ROWS_A_ROUND_COSTS = 200
 
 
 def select(store: FinishedRows, weight_K: Tensor, budget: int, expand: Callable[[Tensor], None]) -> Tensor:
@@ -44,7 +47,8 @@ def rounds(store: FinishedRows, weight_K: Tensor, budget: int) -> Generator[Tens
         missing = _missing(store, _first(influence, budget), influence)
         if len(missing) <= SMALLEST_ROUND:
             break
-        yield missing[: max(SMALLEST_ROUND, int(len(missing) * SHARE_A_ROUND))]
+        sure = max(SMALLEST_ROUND, int(len(missing) * SHARE_A_ROUND))
+        yield missing[:sure] if len(missing) - sure > ROWS_A_ROUND_COSTS else missing
     while True:
         chosen, influence = largest_below(store, weight_K, budget, influence)
         missing = _missing(store, chosen, influence)

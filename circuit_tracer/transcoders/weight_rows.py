@@ -6,7 +6,7 @@ Letters: F features a layer, T target layers (slots), D d_model.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Protocol
 
 import torch
@@ -112,9 +112,33 @@ class MappedRows:
             return rows
         return rows.index_select(0, sent(place, rows.device))
 
+    def by_slot(self, index: Tensor) -> Iterator[Tensor]:
+        """Rows ``index`` (n,), best ascending, (n, D) of one slot of T after the other; pages stay until the last."""
+        index = index.cpu()
+        verify_rows(self._mapped, index.unique())
+        for view in self._mapped.unbind(1):
+            yield view.index_select(0, index).to(self._example)
+        release_pages(self._mapped)
+
     def block(self, start: int, stop: int) -> Tensor:
         return verified(self._mapped[start:stop]).to(self._example)
 
     def whole(self) -> Tensor:
         # A copy: the mapping is read-only memory, and writing to it would end the process.
         return verified(self._mapped).to(self._example, copy=True).contiguous()
+
+
+def by_slot(store: WeightRows, index: Tensor) -> Iterator[Tensor]:
+    """Rows ``index`` (n,), best ascending, of a tensor (F, T, D): (n, D) of one slot of T after the other.
+
+    On a CPU no more of them exist at once, so that they are used while they lie in its cache.
+    """
+    if isinstance(store, MappedRows) and store.device.type == "cpu":
+        yield from store.by_slot(index)
+    elif isinstance(store, MemoryRows):
+        index = index.to(store.device)
+        yield from (store.rows(index, slot) for slot in range(store.shape[1]))
+    else:
+        unique, inverse = torch.unique(index, return_inverse=True)
+        rows, inverse = store.rows(unique), inverse.to(store.device)
+        yield from (rows[:, slot].index_select(0, inverse) for slot in range(store.shape[1]))

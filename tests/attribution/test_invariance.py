@@ -74,7 +74,8 @@ def test_number_of_blocks_a_sweep_does_not_matter(case: Case, monkeypatch: pytes
 def test_rounds_of_the_selection_do_not_matter(case: Case, budget: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(case)
     expected = attribute(IDS, model, max_feature_nodes=budget)
-    for share, smallest in ((0.01, 1), (0.3, 3), (1.0, 1000)):
+    for share, smallest, held_back in ((0.01, 1, 0), (0.3, 3, 2), (0.3, 3, 1000), (1.0, 1000, 0)):
+        monkeypatch.setattr(selection, "ROWS_A_ROUND_COSTS", held_back)
         monkeypatch.setattr(selection, "SHARE_A_ROUND", share)
         monkeypatch.setattr(selection, "SMALLEST_ROUND", smallest)
         assert_same(attribute(IDS, model, max_feature_nodes=budget), expected)

@@ -18,7 +18,7 @@ from circuit_tracer.errors import CircuitTracerError, FileFormatError, InputErro
 from circuit_tracer.files.tensors import open_tensor_file
 from circuit_tracer.transcoders import load_transcoder_from_hub
 from circuit_tracer.transcoders.formats.beside import Setting, settings_beside
-from circuit_tracer.transcoders.weight_rows import MappedRows
+from circuit_tracer.transcoders.weight_rows import MappedRows, MemoryRows, by_slot
 from tests.support.dictionaries import uniform
 
 
@@ -36,6 +36,15 @@ def test_mapped_rows_equal_indexing_for_every_view(tmp_path):
         assert torch.equal(store.whole(), expected)
     assert torch.equal(MappedRows(mapped[:, 1:]).rows(index, slot=2), whole[index, 3])
     assert MappedRows(mapped).rows(torch.empty(0, dtype=torch.int64)).shape == (0, 4, 3)
+    for store in (MappedRows(mapped), MemoryRows(whole), _Rows(MappedRows(mapped))):
+        assert torch.equal(torch.stack(list(by_slot(store, index)), 1), whole[index])
+
+
+class _Rows:
+    """A store of a kind that gives rows by `rows` alone."""
+
+    def __init__(self, store: MappedRows) -> None:
+        self.shape, self.device, self.rows = store.shape, store.device, store.rows
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16, torch.bfloat16])
