@@ -19,7 +19,7 @@ from circuit_tracer.workers import in_order, workers_on
 BLOCK = 2**20  # coarse pre-activations in hand: two megabytes, which a core's second cache holds
 TOKEN_BYTES = 5 * 2**18  # of the inputs of tokens that are taken together, ...
 TOKENS = 128  # ... a multiple of this number
-MAX_ACTIVE = 0.06  # of all; with more, computing candidates again costs what the scan saves
+MAX_ACTIVE = 0.08  # of all; with more, computing candidates again costs what the scan saves
 
 Entries = tuple[Tensor, Tensor, Tensor]  # token, feature, value, each (n,)
 
