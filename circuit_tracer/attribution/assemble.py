@@ -24,6 +24,7 @@ from circuit_tracer.attribution.transfers import Arriving, one_ahead
 from circuit_tracer.graph.balance import RowBalance
 from circuit_tracer.graph.edges import Edges
 from circuit_tracer.graph.stream_reads import StreamReads
+from circuit_tracer.kernels.device import sent
 from circuit_tracer.ranks import Ranks
 from circuit_tracer.transcoders.base import Transcoders
 
@@ -66,12 +67,12 @@ def _balance(
     network, active, device = prompt.network, prompt.sources.active, prompt.error.device
     of_targets = targets.read_out
     rows = prompt.read_outs(transcoders, selected)
-    own = torch.cat([of_targets.constant.to(device), rows.constant.to(device)])
+    own = torch.cat([sent(each, device) for each in (of_targets.constant, rows.constant)])
     layer, position = torch.cat([of_targets.layer, rows.layer]), torch.cat([of_targets.position, rows.position])
-    vector = torch.cat([of_targets.vector.to(device), rows.vector.to(device)])
+    vector = torch.cat([sent(each, device) for each in (of_targets.vector, rows.vector)])
     by_layer = torch.argsort(layer, stable=True)
     depths, sizes = layer.unique(return_counts=True)
-    order, at = torch.stack([by_layer, position[by_layer]]).to(device, non_blocking=True)
+    order, at = sent(torch.stack([by_layer, position[by_layer]]), device)
     constants_of, true_of = [], []
     for depth, some, here in zip(depths.tolist(), order.split(sizes.tolist()), at.split(sizes.tolist()), strict=True):
         last = depth == network.n_layers

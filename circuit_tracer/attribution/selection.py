@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.finished_rows import FinishedRows
+from circuit_tracer.kernels.device import sent
 
 SHARE_A_ROUND = 0.92  # of what seems missing; the rest is judged again with the new rows
 SMALLEST_ROUND = 128
@@ -41,7 +42,7 @@ def rounds(store: FinishedRows, weight_K: Tensor, budget: int) -> Generator[Tens
     """The same for whoever computes rows of several prompts at once: yields columns whose rows are to be in the store when it
     goes on, and returns those selected.
     """
-    weight_K = weight_K.to(store.device)
+    weight_K = sent(weight_K, store.device)
     while True:
         influence = store.influence(weight_K).cpu()
         missing = _missing(store, _first(influence, budget), influence)

@@ -136,9 +136,9 @@ def by_slot(store: WeightRows, index: Tensor) -> Iterator[Tensor]:
     if isinstance(store, MappedRows) and store.device.type == "cpu":
         yield from store.by_slot(index)
     elif isinstance(store, MemoryRows):
-        index = index.to(store.device)
+        index = sent(index, store.device)
         yield from (store.rows(index, slot) for slot in range(store.shape[1]))
     else:
         unique, inverse = torch.unique(index, return_inverse=True)
-        rows, inverse = store.rows(unique), inverse.to(store.device)
+        rows, inverse = store.rows(unique), sent(inverse, store.device)
         yield from (rows[:, slot].index_select(0, inverse) for slot in range(store.shape[1]))
