@@ -66,7 +66,8 @@ def add_product_(out_MN: Tensor, x_MK: Tensor, weight_KN: Tensor) -> None:
 def _project_(out_MN: Tensor, x_MK: Tensor, digits_WKN: Tensor, add: bool = False) -> None:
     from circuit_tracer.kernels.attend_back.projections import project_
 
-    project_(out_MN.flatten(0, -2), x_MK.flatten(0, -2), digits_WKN, add)
+    # a view: of a copy, which flattening may make, what is written would be lost
+    project_(out_MN.view(-1, out_MN.shape[-1]), x_MK.flatten(0, -2), digits_WKN, add)
 
 
 def in_steps(n_rows: int) -> int:

@@ -103,6 +103,8 @@ def test_a_weight_made_ready_once_gives_the_same(dtype: torch.dtype) -> None:
     added = out.clone()
     add_product_(added, row, ready)
     assert torch.equal(added.cpu(), expected + out.cpu())
+    with pytest.raises(RuntimeError, match="view"):  # and not a sum that is lost
+        add_product_(out.unflatten(0, (3, 4)).transpose(0, 1), row.unflatten(0, (3, 4)), ready)
 
 
 @pytest.mark.parametrize("several", [False, True])
