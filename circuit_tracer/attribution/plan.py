@@ -68,7 +68,7 @@ class MemoryPlan:
 
     @property
     def peak(self) -> int:
-        """The most that the process will hold."""
+        """The most that the process is to hold (README.md §7.1 says how near that is)."""
         return self.held + int((1 + SLACK) * max(sum(items.values()) for items in self.phases.values()))
 
     def fits(self) -> bool:
