@@ -33,7 +33,7 @@ from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import INPUTS, RESULTS
 from circuit_tracer.kernels.encode.coarse import has_bfloat16_products
 from circuit_tracer.kernels.encode.kept import Kept
-from circuit_tracer.kernels.encode.scan import candidates
+from circuit_tracer.kernels.encode.scan import candidates, products
 from circuit_tracer.transcoders import JumpReLU, TopK
 from circuit_tracer.transcoders.activations import Activation, Selected
 from circuit_tracer.transcoders.encoding import encode_in_blocks
@@ -75,7 +75,7 @@ def share_left_open(x_PD: Tensor, encoder: Encoder, cut_F: Tensor) -> float | No
     if coarse is None or lifted_F is None:
         return None
     tokens_PC = coarse.tokens(x_PD, weights.rows(x_PD, encoder.bias_F).norm_B)
-    memory = torch.empty(0, dtype=torch.bfloat16)
+    memory = products(len(x_PD), len(cut_F))
     return len(candidates(coarse, tokens_PC, lifted_F, memory)[0]) / (len(x_PD) * len(cut_F))
 
 

@@ -39,7 +39,7 @@ def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | 
 
     def of_block(start: int) -> tuple[int, Entries]:
         part = replace(rows, x_BD=rows.x_BD[start : start + step])
-        memory = free.pop() if free else part.x_BD.new_empty(0, dtype=torch.bfloat16)
+        memory = free.pop() if free else products(min(step, n_rows), n_features)
         row, feature = candidates(coarse, coarse.tokens(part.x_BD, part.norm_B), lifted_F, memory)
         free.append(memory)
         if row.shape[0] > room:
@@ -63,14 +63,18 @@ def workers_for(blocks: Sequence[int]) -> int:
     return workers_on(torch.device("cpu")) if len(blocks) > 1 else 1
 
 
+def products(n_rows: int, n_features: int) -> Tensor:
+    """Memory for the coarse products of a block of so many tokens, or fewer, with some of the features, bfloat16."""
+    return torch.empty(max(n_rows, min(BLOCK, n_rows * n_features)), dtype=torch.bfloat16)
+
+
 def candidates(coarse: Coarse, tokens_BC: Tensor, lifted_F: Tensor, memory: Tensor) -> tuple[Tensor, Tensor]:
     """(row, feature), sorted by feature, of coarse products that are positive with what is added to them.
 
-    memory: bfloat16, of any size, grown to what a block of products takes.
+    memory: `products` of as many tokens or more.
     """
     n_rows, n_features = tokens_BC.shape[0], lifted_F.shape[0]
     step = min(n_features, max(1, BLOCK // n_rows))
-    memory.resize_(step * n_rows)
     places = []
     for start in range(0, n_features, step):
         weight_fC = coarse.weight_FC[start : start + step]

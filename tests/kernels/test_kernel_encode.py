@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -283,6 +284,19 @@ def test_scan_misses_nothing_that_is_just_above_its_cut(
     assert torch.equal(found.feature, expected.feature)
     error = (found.value.double() - expected.value).square().mean().sqrt()
     assert error <= TOLERANCE[torch.float32, torch.float32] * expected.value.square().mean().sqrt()
+
+
+@pytest.mark.parametrize("n_features", [1, 7, 40, 270])
+@pytest.mark.parametrize("n_rows", [257, 270, 272, 287, 300])
+def test_scan_in_blocks_of_any_size(
+    scan: Callable[[Problem], SparseActivations], n_rows: int, n_features: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The last tokens may be fewer than those before, so that more features go to one product of them."""
+    for name, value in {"TOKEN_BYTES": 0, "TOKENS": 16, "BLOCK": 1000, "MAX_ACTIVE": 1}.items():
+        monkeypatch.setattr(sys.modules["circuit_tracer.kernels.encode.scan"], name, value)
+    x_BD, weight_FD, bias_F, cut_F = sparse_problem(torch.float32)
+    problem = x_BD[-n_rows:], weight_FD[:n_features], bias_F[:n_features], cut_F[:n_features]
+    assert_same(scan(problem), dense(problem))
 
 
 @pytest.mark.parametrize("place", ["x", "weight"])
