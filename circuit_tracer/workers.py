@@ -130,6 +130,7 @@ class _Crew(Generic[Piece, Result]):
         self.failed = self.stopped = False  # no further piece is begun; nobody waits any more
         self.shared: list[_Shared] = []
         self.begun = threading.Semaphore(0)
+        self.all_begun = threading.Event()
         self.made: SimpleQueue[tuple[int, Result | None, BaseException | None]] = SimpleQueue()
         self.kept: dict[int, tuple[Result | None, BaseException | None]] = {}
         self.threads: list[threading.Thread] = []
@@ -146,6 +147,7 @@ class _Crew(Generic[Piece, Result]):
                     self.begun.acquire()
             finally:
                 torch.set_num_threads(before)
+                self.all_begun.set()
 
     def result(self, number: int) -> Result:
         while number not in self.kept:
@@ -197,6 +199,9 @@ class _Crew(Generic[Piece, Result]):
         torch.get_num_threads()  # or the first operation here would take the number that was set last, by whomever
         torch.set_num_threads(1)
         self.begun.release()
+        # A worker that went to work would take the core from the thread that is still to begin the others: for milliseconds,
+        # on a machine with as many cores as workers.
+        self.all_begun.wait()
         _here.crew = self
         with torch.set_grad_enabled(self.gradients):
             while (task := self._next()) is not None:
