@@ -14,6 +14,7 @@ from torch.nn import functional
 from circuit_tracer.errors import InputError, NumericalError
 from circuit_tracer.kernels.encode import above_cuts, k_largest
 from circuit_tracer.kernels.encode.kept import Kept
+from circuit_tracer.kernels.encode.product import where
 from circuit_tracer.transcoders.activations import Activation, JumpReLU, ReLU, Selected, TopK
 from circuit_tracer.transcoders.router import Router
 from circuit_tracer.transcoders.weight_rows import WeightRows
@@ -78,20 +79,14 @@ def _settled(x_PD: Tensor, encoder: WeightRows, bias_F: Tensor, activation: Acti
         found = k_largest(rows, weights, activation.k)
         if found is None or not activation.nonnegative:
             return found
-        position, index, value = found
-        return _where(value > 0, position, index, value)
+        return where(found[2] > 0, found)
     if not isinstance(activation, ReLU | JumpReLU):
         return None
     if isinstance(activation, ReLU):
         return above_cuts(rows, weights, weights.zero_F)
     threshold, n_features = activation.threshold, encoder.shape[0]
-    position, index, value = above_cuts(rows, weights, rounded_down(threshold).expand(n_features))
-    return _where(value != 0, position, index, value)
-
-
-def _where(active: Tensor, position: Tensor, index: Tensor, value: Tensor) -> Selected:
-    """Those of some entries, which mostly are all of them."""
-    return (position, index, value) if active.all() else (position[active], index[active], value[active])
+    found = above_cuts(rows, weights, rounded_down(threshold).expand(n_features))
+    return where(found[2] != 0, found)
 
 
 def features_per_block(n_positions: int, d_model: int, dtype: torch.dtype, block_bytes: int) -> int:

@@ -7,20 +7,18 @@ Letters: B tokens, D width, F features, n entries.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.device import on_gpu
-from circuit_tracer.kernels.encode.exact import Cuts, Rows, places
+from circuit_tracer.kernels.encode.exact import Rows
 from circuit_tracer.kernels.encode.kept import Kept, Weights, of_one_call
+from circuit_tracer.kernels.encode.product import Entries, above, found, row_blocks, where
 from circuit_tracer.kernels.encode.ranked import largest
-from circuit_tracer.kernels.encode.scan import Entries, scan
+from circuit_tracer.kernels.encode.scan import scan
 from circuit_tracer.kernels.sparse_activations import SparseActivations
-
-BLOCK_BYTES = 16 * 2**20  # of pre-activations in hand on a CPU
-BLOCK_BYTES_ACCELERATOR = 512 * 2**20
 
 
 def encode(
@@ -93,12 +91,9 @@ def encode_top_k(
         return encode(x_BD, weight_FD, bias_F, torch.full_like(bias_F, torch.inf))
     if _is_settled(x_BD, weight_FD):
         weights = (kept.of if kept else of_one_call)(weight_FD, len(x_BD))
-        found = largest(weights.rows(x_BD, bias_F), weights.coarse, k)
-        if found is not None:
-            (row, feature, value), last_B = found
-            at = ((value >= last_B[row]) & (value > 0)).nonzero()[:, 0]
-            entries = row[at], feature[at], value[at]
-            return SparseActivations.from_entries(*entries, len(x_BD), len(weight_FD))
+        entries = largest(weights.rows(x_BD, bias_F), weights.coarse, k, ties=True)
+        if entries is not None:
+            return SparseActivations.from_entries(*where(entries[2] > 0, entries), len(x_BD), len(weight_FD))
     return _compact(x_BD, weight_FD, bias_F, largest_of)
 
 
@@ -125,7 +120,7 @@ def above_cuts(rows: Rows, weights: Weights, cut_F: Tensor) -> Entries:
     """`encode` of float32 on a CPU: (token, feature, value), each (n,)."""
     cuts, lifted_F = weights.cuts(cut_F, rows.bias_F)
     scanned = None if weights.coarse is None or lifted_F is None else scan(rows, weights.coarse, cuts, lifted_F)
-    return _above_in_float32(rows, cut_F, cuts) if scanned is None else scanned
+    return above(rows, cuts) if scanned is None else scanned
 
 
 def k_largest(rows: Rows, weights: Weights, k: int) -> Entries | None:
@@ -133,26 +128,8 @@ def k_largest(rows: Rows, weights: Weights, k: int) -> Entries | None:
 
     None where k is not small against F: take the product, and the largest of it. Of float32 on a CPU.
     """
-    found = largest(rows, weights.coarse, k)
-    if found is None:
-        return None
-    (row, feature, value), last_B = found
-    last_n = last_B[row]
-    higher, equal = value > last_n, value == last_n
-    counts = torch.bincount(row, minlength=len(last_B))
-    more = torch.bincount(row[higher], minlength=len(last_B))
-    so_far = torch.cat([equal.new_zeros(1, dtype=torch.int64), equal.cumsum(0)])
-    before = so_far[counts.cumsum(0) - counts]  # equal ones of the tokens before
-    kept = ((higher | (equal & (so_far[1:] - before[row] <= (k - more)[row]))) & (value != 0)).nonzero()[:, 0]
-    return row[kept], feature[kept], value[kept]
-
-
-def _above_in_float32(rows: Rows, cut_F: Tensor, cuts: Cuts) -> Entries:
-    """Of the float32 product; what its own rounding leaves open is settled as `scan` does."""
-    low_F = cut_F - rows.losing_B.nan_to_num(0).max() * cuts.norm_F.nan_to_num(0) - cuts.besides_F
-    row, feature, value = _found(rows.x_BD, rows.weight_FD, rows.bias_F, lambda pre_BF: pre_BF > low_F)
-    value, kept = rows.settled(row, feature, cuts, value)
-    return row.index_select(0, kept), feature.index_select(0, kept), value.index_select(0, kept)
+    entries = largest(rows, weights.coarse, k)
+    return None if entries is None else where(entries[2] != 0, entries)
 
 
 def _is_settled(x_BD: Tensor, weight_FD: Tensor) -> bool:
@@ -161,31 +138,5 @@ def _is_settled(x_BD: Tensor, weight_FD: Tensor) -> bool:
 
 
 def _compact(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[Tensor], Tensor]) -> SparseActivations:
-    row, feature, value = _found(x_BD, weight_FD, bias_F, select)
+    row, feature, value = found(x_BD, weight_FD, bias_F, select)
     return SparseActivations.from_entries(row, feature, value, x_BD.shape[0], weight_FD.shape[0])
-
-
-def _found(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[Tensor], Tensor]) -> Entries:
-    """The entries of the product that are selected, block by block of rows."""
-    n_features = weight_FD.shape[0]
-    weight_FD, bias_F = weight_FD.to(x_BD.dtype), bias_F.to(x_BD.dtype)
-    found, values = [], []
-    for rows in row_blocks(x_BD, n_features):
-        pre_BF = torch.addmm(bias_F, x_BD[rows], weight_FD.T)
-        place = places(select(pre_BF))
-        values.append(pre_BF.flatten().index_select(0, place))
-        found.append(place + rows.start * n_features if rows.start else place)
-    if not found:
-        empty = torch.empty(0, dtype=torch.int64, device=x_BD.device)
-        return empty, empty, x_BD.new_empty(0)
-    place = found[0] if len(found) == 1 else torch.cat(found)
-    row = torch.div(place, n_features, rounding_mode="floor")
-    return row, place - row * n_features, torch.cat(values)
-
-
-def row_blocks(x_BD: Tensor, n_features: int) -> Iterator[slice]:
-    """Slices of rows whose pre-activations take BLOCK_BYTES."""
-    budget = BLOCK_BYTES if x_BD.device.type == "cpu" else BLOCK_BYTES_ACCELERATOR
-    step = max(1, budget // max(1, n_features * x_BD.element_size()))
-    for start in range(0, x_BD.shape[0], step):
-        yield slice(start, min(start + step, x_BD.shape[0]))

@@ -5,19 +5,17 @@ Letters: B tokens, D width, F features, n entries.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.csr import csr
-from circuit_tracer.kernels.sparse_activations import pointers
-
 PIECE_BYTES = 2**18  # of products in float64 in hand
 TINY = 2.0**-110  # more than what underflows in a float32 sum
 OWN_ROUNDING = 2.0**-22  # of a number, more than its rounding to float32
+COLUMNS_SUMMED = 4096  # of a dot product at a time: with more, the library may share one among threads, and sums differ
 
 
 def norms(rows: Tensor) -> Tensor:
@@ -55,6 +53,15 @@ class Cuts:
         besides_F = lost(width) * bias_F.float().abs() + OWN_ROUNDING * cut_F.abs() + TINY
         return cls(cut_F, bounding(norm_F), besides_F)
 
+    def undecided(self, losing_B: Tensor) -> Tensor:
+        """(F,): how far from its cut a pre-activation may be decided otherwise, with the token that loses most (`losing_B`)."""
+        most = float(losing_B.nan_to_num(0).max())
+        return torch.add(self.besides_F, self._losing_F, alpha=most)
+
+    @cached_property
+    def _losing_F(self) -> Tensor:
+        return self.norm_F.nan_to_num(0)
+
     def of_entries(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """The three of each entry's feature, (n,) each."""
         cut_n, norm_n, besides_n = (each.index_select(0, feature) for each in (self.cut_F, self.norm_F, self.besides_F))
@@ -74,11 +81,11 @@ class Rows:
     weight_FD: Tensor
     bias_F: Tensor
     norm_F: Tensor  # of the weights
+    norm_B: Tensor  # of the inputs
 
-    @cached_property
-    def norm_B(self) -> Tensor:
-        """Of the inputs."""
-        return norms(self.x_BD)
+    def block(self, rows: slice) -> Rows:
+        """Of some inputs."""
+        return replace(self, x_BD=self.x_BD[rows], norm_B=self.norm_B[rows])
 
     @cached_property
     def largest(self) -> float:
@@ -90,32 +97,38 @@ class Rows:
         """What, times the norm of weights, a product with them may lose."""
         return lost(self.x_BD.shape[1]) * bounding(self.norm_B)
 
-    def settled(self, row: Tensor, feature: Tensor, cuts: Cuts, value: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """(value, kept) of entries: values (n,) of which is true what is true of exact ones, rounded to float32: that they are
-        above their cuts (those kept), at them, or below.
-
-        value: pre-activations in float32; None: they are computed, of entries sorted by feature, then row.
-        """
-        if value is None:
-            value = self.dots(row, feature) + self.bias_F.index_select(0, feature).float()
-        cut_n, norm_n, besides_n = cuts.of_entries(feature)
-        near = places((value - cut_n).abs_() <= norm_n * self.losing_B.index_select(0, row) + besides_n)
+    def settled(self, row: Tensor, feature: Tensor, cuts: Cuts, value: Tensor) -> tuple[Tensor, Tensor]:
+        """(value, kept) of entries: float32 pre-activations (n,), of which is now true what is true of exact ones, rounded to
+        float32: that they are above their cuts (those kept), at them, or below."""
+        cut_n = cuts.cut_F.index_select(0, feature)
+        undecided_n = cuts.undecided(self.losing_B).index_select(0, feature)
+        near = places((value - cut_n).abs_() <= undecided_n)  # for the token that loses most: few, of which fewer are
         if near.shape[0]:
-            value[near] = self.rounded(row[near], feature[near])
+            row, feature = row.index_select(0, near), feature.index_select(0, near)
+            of_cut, norm_n, besides_n = cuts.of_entries(feature)
+            off = (value.index_select(0, near) - of_cut).abs_()
+            nearer = places(off <= norm_n * self.losing_B.index_select(0, row) + besides_n)
+            exact = self.rounded(row.index_select(0, nearer), feature.index_select(0, nearer))
+            value.index_copy_(0, near.index_select(0, nearer), exact)
         return value, places(value > cut_n)
 
-    def dots(self, row: Tensor, feature: Tensor) -> Tensor:
-        """x · w (n,) in float32, of entries sorted by feature, then row: by the same sums wherever an entry stands."""
-        shape = (self.weight_FD.shape[0], self.x_BD.shape[0])
-        wanted = csr(pointers(feature, shape[0]), row, self.x_BD.new_zeros(row.shape[0]), shape)
-        made: Tensor = torch.sparse.sampled_addmm(wanted, self.weight_FD.float(), self.x_BD.T).values()
-        return made
+    def pre_activations(self, row: Tensor, feature: Tensor) -> Tensor:
+        """x · w + b (n,) in float32, each by the same sums wherever it stands. Sorted by feature they are faster."""
+        x_BD, weight_FD, parts = self.x_BD.detach(), self.weight_FD.detach().float(), []
+        for at in range(0, x_BD.shape[1], COLUMNS_SUMMED):
+            columns = slice(at, at + COLUMNS_SUMMED)
+            # the gradient of weights of a bag's members: one dot product of two rows for each, a library's
+            dots = torch.ops.aten._embedding_bag_per_sample_weights_backward
+            parts.append(dots(x_BD[:, columns], weight_FD[:, columns], feature, row, row, 0))
+        return sum(parts, self.bias_F.detach().float().index_select(0, feature))
 
     def rounded(self, row: Tensor, feature: Tensor) -> Tensor:
         """x · w + b (n,), summed in float64 from the first product to the last, rounded to float32.
 
         A running sum has one order, whatever the number of rows or threads.
         """
+        if not row.shape[0]:
+            return self.x_BD.new_empty(0)
         piece, sums = max(1, PIECE_BYTES // (8 * self.x_BD.shape[1])), []
         for rows, features in zip(row.split(piece), feature.split(piece), strict=True):
             x_nD, weight_nD = self.x_BD.index_select(0, rows), self.weight_FD.index_select(0, features)

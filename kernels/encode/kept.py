@@ -53,7 +53,7 @@ class Weights:
 
     def rows(self, x_BD: Tensor, bias_F: Tensor) -> Rows:
         """Inputs (B, D), float32, with these weights."""
-        return Rows(x_BD.contiguous(), self.weight_FD, bias_F, self.norm_F)
+        return Rows(x_BD.contiguous(), self.weight_FD, bias_F, self.norm_F, norms(x_BD))
 
     def largest_bias(self, bias_F: Tensor) -> float:
         """The largest magnitude; NaN if one is."""

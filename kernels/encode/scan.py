@@ -5,8 +5,7 @@ Letters: B tokens, D width, F features, C columns of the coarse product, n candi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -14,47 +13,58 @@ from torch import Tensor
 
 from circuit_tracer.kernels.encode.coarse import LARGEST, TINY, Coarse
 from circuit_tracer.kernels.encode.exact import Cuts, Rows
+from circuit_tracer.kernels.encode.product import Entries, above
 from circuit_tracer.workers import in_order, workers_on
 
 BLOCK = 2**20  # coarse pre-activations in hand: two megabytes, which a core's second cache holds
 TOKEN_BYTES = 5 * 2**18  # of the inputs of tokens that are taken together, ...
 TOKENS = 128  # ... a multiple of this number
-MAX_ACTIVE = 0.08  # of all; with more, computing candidates again costs what the scan saves
-
-Entries = tuple[Tensor, Tensor, Tensor]  # token, feature, value, each (n,)
+MAX_ACTIVE = 0.1  # of a block; with more, computing candidates again costs what the scan saves
 
 
 def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | None:
-    """The entries above their cuts, or None where too many may be, or numbers are too large for a bound.
+    """The entries above their cuts, or None where numbers are too large for a bound.
 
     Workers take blocks of tokens that stay in the cache while entries are computed that the product leaves open. No entry
-    depends on which others are in its block.
+    depends on which others are in its block; its value, where the product leaves too many of the block open, is that of a
+    float32 product of the block.
     lifted_F: `lifted` of what products have to be above.
     """
-    (n_rows, width), n_features = rows.x_BD.shape, rows.weight_FD.shape[0]
+    n_rows, n_features = rows.x_BD.shape[0], rows.weight_FD.shape[0]
     if not coarse.bounds(rows.largest):
         return None
-    step = max(TOKENS, TOKEN_BYTES // (4 * width) // TOKENS * TOKENS)
+    step = tokens_together(rows)
     free: list[Tensor] = []  # memory of products: fresh memory would not be in a core's cache
 
-    def of_block(start: int) -> tuple[int, Entries]:
-        part = replace(rows, x_BD=rows.x_BD[start : start + step])
+    def of_block(start: int) -> Entries:
+        part = rows.block(slice(start, start + step))
         memory = free.pop() if free else products(min(step, n_rows), n_features)
         row, feature = candidates(coarse, coarse.tokens(part.x_BD, part.norm_B), lifted_F, memory)
         free.append(memory)
-        if row.shape[0] > room:
-            return row.shape[0], (row, feature, row)  # the last one that is looked at
-        value, kept = part.settled(row, feature, cuts)
-        found = by_token(*(column.index_select(0, kept) for column in (row, feature, value)))
-        return row.shape[0], (found[0] + start, *found[1:])
+        if row.shape[0] > MAX_ACTIVE * len(part.x_BD) * n_features:
+            row, feature, value = above(part, cuts)
+        else:
+            value, kept = part.settled(row, feature, cuts, part.pre_activations(row, feature))
+            row = row.index_select(0, kept)
+            order = token_order(row, len(part.x_BD))
+            kept = kept.index_select(0, order)
+            row, feature, value = row.index_select(0, order), feature.index_select(0, kept), value.index_select(0, kept)
+        return (row.add_(start) if start else row), feature, value
 
-    room, found = int(MAX_ACTIVE * n_rows * n_features), []
-    for n_candidates, entries in in_order(of_block, starts := range(0, n_rows, step), workers_for(starts)):
-        room -= n_candidates
-        if room < 0:
-            return None
-        found.append(entries)
-    row, feature, value = found[0] if len(found) == 1 else (torch.cat(column) for column in zip(*found, strict=True))
+    return joined(in_order(of_block, starts := range(0, n_rows, step), workers_for(starts)))
+
+
+def tokens_together(rows: Rows) -> int:
+    """How many tokens' inputs stay in a core's second cache."""
+    return max(TOKENS, TOKEN_BYTES // (4 * rows.x_BD.shape[1]) // TOKENS * TOKENS)
+
+
+def joined(blocks: Iterable[Entries]) -> Entries:
+    """Entries of blocks, one after the other."""
+    found = list(blocks)
+    if len(found) == 1:
+        return found[0]
+    row, feature, value = (torch.cat(column) for column in zip(*found, strict=True))
     return row, feature, value
 
 
@@ -80,15 +90,15 @@ def candidates(coarse: Coarse, tokens_BC: Tensor, lifted_F: Tensor, memory: Tens
         weight_fC = coarse.weight_FC[start : start + step]
         above_fB = memory[: len(weight_fC) * n_rows].view(-1, n_rows)
         torch.addmm(lifted_F[start : start + step, None], weight_fC, tokens_BC.T, out=above_fB)
-        places.append(positive(above_fB) + start * n_rows)
-    return divided(np.concatenate(places), n_rows)
+        place = positive(above_fB)
+        places.append(place + start * n_rows if start else place)
+    return divided(places[0] if len(places) == 1 else np.concatenate(places), n_rows)
 
 
-def by_token(row: Tensor, feature: Tensor, value: Tensor) -> Entries:
-    """Entries sorted by feature in the order of their tokens."""
-    small = row.to(torch.int16 if not row.shape[0] or int(row.max()) < 2**15 else torch.int32)
-    order = torch.from_numpy(np.argsort(small.numpy(), kind="stable"))  # sorts 16 bits by counting
-    return row.index_select(0, order), feature.index_select(0, order), value.index_select(0, order)
+def token_order(row: Tensor, n_rows: int) -> Tensor:
+    """(n,): the order of entries by token, of equal ones as they stand."""
+    small = row.numpy().astype(np.int16 if n_rows <= 2**15 else np.int32)
+    return torch.from_numpy(np.argsort(small, kind="stable"))  # sorts 16 bits by counting
 
 
 def positive(above_FB: Tensor) -> np.ndarray:
@@ -98,8 +108,8 @@ def positive(above_FB: Tensor) -> np.ndarray:
 
 def divided(place: np.ndarray, n_rows: int) -> tuple[Tensor, Tensor]:
     """(row, feature) of places in an array of features by rows."""
-    feature, row = np.divmod(place, n_rows)
-    return torch.from_numpy(row), torch.from_numpy(feature)
+    feature = place // n_rows  # by multiplication, where `divmod` divides
+    return torch.from_numpy(place - feature * n_rows), torch.from_numpy(feature)
 
 
 def lifted(needed_F: Tensor, accumulated: float) -> Tensor:
