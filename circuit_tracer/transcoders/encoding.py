@@ -47,14 +47,14 @@ def encode_in_blocks(
         )
     compute = torch.promote_types(torch.promote_types(x_PD.dtype, encoder.dtype), torch.float32)
     x_PD = x_PD.to(compute)
+    if router is None and compute is torch.float32 and n_features:
+        settled = _settled(x_PD, encoder, bias_F, activation, kept or Kept(may_copy=False))
+        if settled is not None:
+            return settled
     _require_finite_input(x_PD, layer)
     if n_features == 0:  # a layer without a transcoder
         nothing = torch.empty(0, dtype=torch.int64, device=x_PD.device)
         return nothing, nothing, x_PD.new_empty(0)
-    if router is None and compute is torch.float32:
-        settled = _settled(x_PD, encoder, bias_F, activation, kept or Kept(may_copy=False))
-        if settled is not None:
-            return settled
     block = features_per_block(x_PD.shape[0], d_model, compute, block_bytes)
     selector, routed = activation.selector(), None if router is None else router.route(x_PD)
     for start in range(0, n_features, block):

@@ -17,7 +17,7 @@ COLUMNS = 32  # C is a multiple of it
 ROWS = 128  # of weights that are taken together: what is made of them on the way stays in a core's second cache
 LARGEST = 2.0**120  # what products of norms have to stay below: nothing overflows in float32
 TINY = 2.0**-100  # more than all that is lost where products are flushed to zero
-HALF = 2.0**-8  # relative error of a rounding to bfloat16
+HALF = 2.0**-8  # relative error of a rounding to bfloat16, at most
 
 
 @dataclass(frozen=True)
@@ -33,16 +33,15 @@ class Coarse:
         """norm_F: of the rows."""
         weight_FD = weight_FD.detach()
         n_features, width = weight_FD.shape
-        coarse_FC = weight_FD.new_empty(n_features, -(-(width + 1) // COLUMNS) * COLUMNS, dtype=torch.bfloat16)
+        coarse_FC = weight_FD.new_empty(n_features, -(-(width + 2) // COLUMNS) * COLUMNS, dtype=torch.bfloat16)
         coarse_FC[:, width:] = 0
         lost = []
         for weight_nD, coarse_nC in zip(weight_FD.split(ROWS), coarse_FC.split(ROWS), strict=True):
             coarse_nC[:, :width] = weight_nD
             lost.append(norms(weight_nD - coarse_nC[:, :width].to(weight_nD.dtype)))
         new = cls(coarse_FC, width, float(norm_F.max()))
-        coarse_FC[:, width] = _rounded_up(
-            (1 + HALF) * torch.cat(lost) + (HALF + 1.04 * new.accumulated) * norm_F, width
-        )
+        coarse_FC[:, width] = _rounded_up((1 + HALF) * torch.cat(lost) + 1.04 * new.accumulated * norm_F, width)
+        coarse_FC[:, width + 1] = _rounded_up(norm_F, width)
         return new
 
     def bounds(self, largest: float) -> bool:
@@ -56,11 +55,13 @@ class Coarse:
         coarse_BC[:, :width] = x_BD.detach()
         coarse_BC[:, width:] = 0
         coarse_BC[:, width] = _rounded_up(norm_B, width)
+        coarse_BC[:, width + 1] = _rounded_up(norms(x_BD - coarse_BC[:, :width].to(x_BD.dtype)), width)
         return coarse_BC
 
     def margin(self, tokens_BC: Tensor) -> Tensor:
         """(B,) the most that a product is above the true one, but for its own roundings."""
-        return 2.08 * tokens_BC[:, self.width].float() * self.weight_FC[:, self.width].max()
+        columns = slice(self.width, self.width + 2)
+        return 2.08 * (tokens_BC[:, columns].float() @ self.weight_FC[:, columns].amax(0).float())
 
     @property
     def accumulated(self) -> float:

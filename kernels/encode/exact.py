@@ -50,22 +50,17 @@ class Cuts:
     @classmethod
     def of(cls, cut_F: Tensor, bias_F: Tensor, norm_F: Tensor, width: int) -> Cuts:
         """All float32; width: D."""
-        besides_F = lost(width) * bias_F.float().abs() + OWN_ROUNDING * cut_F.abs() + TINY
+        cut_F = cut_F.detach()
+        besides_F = lost(width) * bias_F.detach().float().abs() + OWN_ROUNDING * cut_F.abs() + TINY
         return cls(cut_F, bounding(norm_F), besides_F)
 
     def undecided(self, losing_B: Tensor) -> Tensor:
-        """(F,): how far from its cut a pre-activation may be decided otherwise, with the token that loses most (`losing_B`)."""
-        most = float(losing_B.nan_to_num(0).max())
-        return torch.add(self.besides_F, self._losing_F, alpha=most)
+        """(F,): how far from its cut a pre-activation may be decided otherwise, of the token that loses most (`losing_B`)."""
+        return torch.add(self.besides_F, self._losing_F, alpha=float(losing_B.nan_to_num(0).max()))
 
     @cached_property
     def _losing_F(self) -> Tensor:
         return self.norm_F.nan_to_num(0)
-
-    def of_entries(self, feature: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The three of each entry's feature, (n,) each."""
-        cut_n, norm_n, besides_n = (each.index_select(0, feature) for each in (self.cut_F, self.norm_F, self.besides_F))
-        return cut_n, norm_n, besides_n
 
 
 def lost(width: int) -> float:
@@ -97,20 +92,22 @@ class Rows:
         """What, times the norm of weights, a product with them may lose."""
         return lost(self.x_BD.shape[1]) * bounding(self.norm_B)
 
-    def settled(self, row: Tensor, feature: Tensor, cuts: Cuts, value: Tensor) -> tuple[Tensor, Tensor]:
-        """(value, kept) of entries: float32 pre-activations (n,), of which is now true what is true of exact ones, rounded to
-        float32: that they are above their cuts (those kept), at them, or below."""
-        cut_n = cuts.cut_F.index_select(0, feature)
-        undecided_n = cuts.undecided(self.losing_B).index_select(0, feature)
-        near = places((value - cut_n).abs_() <= undecided_n)  # for the token that loses most: few, of which fewer are
-        if near.shape[0]:
-            row, feature = row.index_select(0, near), feature.index_select(0, near)
-            of_cut, norm_n, besides_n = cuts.of_entries(feature)
-            off = (value.index_select(0, near) - of_cut).abs_()
-            nearer = places(off <= norm_n * self.losing_B.index_select(0, row) + besides_n)
-            exact = self.rounded(row.index_select(0, nearer), feature.index_select(0, nearer))
-            value.index_copy_(0, near.index_select(0, nearer), exact)
-        return value, places(value > cut_n)
+    def settled(self, row: Tensor, feature: Tensor, cuts: Cuts, undecided_F: Tensor, value: Tensor) -> Tensor:
+        """(n,) the places of entries that are above their cuts, of float32 pre-activations (n,): of these, then, is true what is
+        true of exact ones, rounded to float32, that they are above their cuts, at them, or below.
+
+        undecided_F: `Cuts.undecided` of these inputs. In numpy, whose small operations cost a third.
+        """
+        rows, features, values = row.numpy(), feature.numpy(), value.numpy()
+        cut_n = cuts.cut_F.numpy().take(features)
+        off = np.abs(values - cut_n)
+        near = np.flatnonzero(off <= undecided_F.numpy().take(features))  # of which not all lose so much
+        if near.size:
+            row_n, feature_n = rows[near], features[near]
+            loss = cuts.norm_F.numpy()[feature_n] * self.losing_B.numpy()[row_n] + cuts.besides_F.numpy()[feature_n]
+            near = near[off[near] <= loss]
+            values[near] = self.rounded(rows[near], features[near])
+        return torch.from_numpy(np.flatnonzero(values > cut_n))
 
     def pre_activations(self, row: Tensor, feature: Tensor) -> Tensor:
         """x · w + b (n,) in float32, each by the same sums wherever it stands. Sorted by feature they are faster."""
@@ -122,15 +119,17 @@ class Rows:
             parts.append(dots(x_BD[:, columns], weight_FD[:, columns], feature, row, row, 0))
         return sum(parts, self.bias_F.detach().float().index_select(0, feature))
 
-    def rounded(self, row: Tensor, feature: Tensor) -> Tensor:
+    def rounded(self, row: np.ndarray, feature: np.ndarray) -> np.ndarray:
         """x · w + b (n,), summed in float64 from the first product to the last, rounded to float32.
 
         A running sum has one order, whatever the number of rows or threads.
         """
-        if not row.shape[0]:
-            return self.x_BD.new_empty(0)
-        piece, sums = max(1, PIECE_BYTES // (8 * self.x_BD.shape[1])), []
-        for rows, features in zip(row.split(piece), feature.split(piece), strict=True):
-            x_nD, weight_nD = self.x_BD.index_select(0, rows), self.weight_FD.index_select(0, features)
-            sums.append((x_nD.double() * weight_nD.double()).cumsum(1)[:, -1])
-        return (torch.cat(sums) + self.bias_F[feature]).float()
+        sums, piece = np.empty(row.shape[0]), max(1, PIECE_BYTES // (8 * self.x_BD.shape[1]))
+        x_BD, weight_FD = self.x_BD.detach().numpy(), self.weight_FD.detach()
+        for at in range(0, row.shape[0], piece):
+            some = slice(at, at + piece)
+            weight_nD = weight_FD.index_select(0, torch.from_numpy(feature[some])).double().numpy()
+            products = np.multiply(x_BD[row[some]], weight_nD, out=weight_nD)
+            sums[some] = np.add.accumulate(products, axis=1, out=products)[:, -1]
+        rounded: np.ndarray = (sums + self.bias_F.detach().numpy()[feature]).astype(np.float32)
+        return rounded

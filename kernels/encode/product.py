@@ -20,9 +20,10 @@ Entries = tuple[Tensor, Tensor, Tensor]  # token, feature, value, each (n,)
 
 def above(rows: Rows, cuts: Cuts) -> Entries:
     """The entries above their cuts, of a float32 product on a CPU; what its own rounding leaves open is settled."""
-    low_F = cuts.cut_F - cuts.undecided(rows.losing_B)
+    undecided_F = cuts.undecided(rows.losing_B)
+    low_F = cuts.cut_F - undecided_F
     row, feature, value = found(rows.x_BD, rows.weight_FD, rows.bias_F, lambda pre_BF: pre_BF > low_F)
-    value, kept = rows.settled(row, feature, cuts, value)
+    kept = rows.settled(row, feature, cuts, undecided_F, value)
     return (row, feature, value) if len(kept) == len(row) else _at(kept, (row, feature, value))
 
 

@@ -12,8 +12,7 @@ from torch import Tensor
 from circuit_tracer.kernels.encode.coarse import LARGEST, Coarse
 from circuit_tracer.kernels.encode.exact import Cuts, Rows, lost, places
 from circuit_tracer.kernels.encode.product import Entries
-from circuit_tracer.kernels.encode.scan import BLOCK, divided, joined, lifted, token_order, workers_for
-from circuit_tracer.kernels.sparse_activations import pointers
+from circuit_tracer.kernels.encode.scan import BLOCK, divided, joined, lifted, products, token_order, workers_for
 from circuit_tracer.workers import in_order
 
 GROUPS = 8  # times k, at least, where there are as many features
@@ -34,13 +33,16 @@ def largest(rows: Rows, coarse: Coarse | None, k: int, ties: bool = False) -> En
     zero = Cuts.of(torch.zeros_like(rows.norm_F), rows.bias_F, rows.norm_F, rows.x_BD.shape[1])
     lifted_F = None if coarse is None else lifted(-rows.bias_F.double(), coarse.accumulated)
     step = max(1, BLOCK // n_features)
+    free: list[Tensor] = []  # memory of products
 
     def of_block(start: int) -> Entries:
         part = rows.block(slice(start, start + step))
         if coarse is None or lifted_F is None:
             row, feature, value = _in_float32(part, k)
         else:
-            row, feature = _coarsely(part, coarse, lifted_F, k)
+            memory = free.pop() if free else products(min(step, n_rows), n_features)
+            row, feature = _coarsely(part, coarse, lifted_F, k, memory)
+            free.append(memory)
             value = part.pre_activations(row, feature)
             order = token_order(row, len(part.x_BD))
             row, feature, value = (column.index_select(0, order) for column in (row, feature, value))
@@ -54,25 +56,26 @@ def _in_float32(rows: Rows, k: int) -> Entries:
     """What may be among the k largest, by the float32 product; sorted by token."""
     pre_BF = torch.addmm(rows.bias_F.float(), rows.x_BD, rows.weight_FD.float().T)
     loss_B = lost(rows.x_BD.shape[1]) * (rows.norm_B * rows.norm_F.max() + rows.bias_F.float().abs().max())
-    level_B = _kth(pre_BF, k) - 2 * loss_B
+    level_B = torch.from_numpy(_kth(pre_BF.numpy(), k)) - 2 * loss_B
     place = places(pre_BF >= level_B[:, None])
     feature, row = divided(place.numpy(), pre_BF.shape[1])
     return row, feature, pre_BF.flatten().index_select(0, place)
 
 
-def _coarsely(rows: Rows, coarse: Coarse, lifted_F: Tensor, k: int) -> tuple[Tensor, Tensor]:
+def _coarsely(rows: Rows, coarse: Coarse, lifted_F: Tensor, k: int, memory: Tensor) -> tuple[Tensor, Tensor]:
     """(row, feature) of the same, sorted by feature, by a product that is nowhere below the true one.
 
     Groups of features have k different largest ones: so many pre-activations are not far below the k-th largest of these.
-    lifted_F: biases, `lifted`.
+    lifted_F: biases, `lifted`; memory: `products` of as many tokens or more.
     """
     n_rows, n_features = rows.x_BD.shape[0], rows.weight_FD.shape[0]
     tokens_BC = coarse.tokens(rows.x_BD, rows.norm_B)
-    above_FB = torch.addmm(lifted_F[:, None], coarse.weight_FC, tokens_BC.T)
+    above_FB = memory[: n_features * n_rows].view(n_features, n_rows)
+    torch.addmm(lifted_F[:, None], coarse.weight_FC, tokens_BC.T, out=above_FB)
     size = min(max(1, n_features // (GROUPS * k)), LARGEST_GROUP)
     whole = n_features // size * size
     group_GB = above_FB[:whole].view(-1, size, n_rows).amax(1)
-    kth_B = _kth(group_GB.T.float(), k)
+    kth_B = torch.from_numpy(_kth(group_GB.T.float().numpy(), k))
     # the margin, which was added where the truth may be as far below; roundings of the product to bfloat16; the bias' own
     lost_B = coarse.margin(tokens_BC) + 2**-6 * (kth_B.abs() + lifted_F.float().abs().max())
     level_B = (kth_B - lost_B).bfloat16()
@@ -82,54 +85,53 @@ def _coarsely(rows: Rows, coarse: Coarse, lifted_F: Tensor, k: int) -> tuple[Ten
 
 
 def _ordered(numbers: Tensor) -> np.ndarray:
-    """16-bit integers that compare as these bfloat16 numbers do; -0 comes before 0."""
+    """16-bit integers, in their place, that compare as these bfloat16 numbers do; -0 comes before 0."""
     bits: np.ndarray = numbers.view(torch.int16).numpy()
-    return bits ^ ((bits >> 15) & 0x7FFF)
+    mask = bits >> 15
+    mask &= 0x7FFF
+    return np.bitwise_xor(bits, mask, out=bits)
 
 
-def _chosen(
-    rows: Rows, cuts: Cuts, row: Tensor, feature: Tensor, value: Tensor, k: int, ties: bool
-) -> Tensor:
+def _chosen(rows: Rows, cuts: Cuts, row: Tensor, feature: Tensor, value: Tensor, k: int, ties: bool) -> Tensor:
     """Which of the candidates are the k largest, sorted by token; values that decide become exact ones, rounded.
 
     The k-th largest of all lower bounds and of all upper bounds enclose the k-th largest: what lies between them is open, unless
     it is alone.
     """
-    ptr = pointers(row, len(rows.x_BD))
+    n_rows, rows_n, features, values = len(rows.x_BD), row.numpy(), feature.numpy(), value.numpy()
+    ptr = np.searchsorted(rows_n, np.arange(n_rows + 1))
     place_BM = _padded(ptr)
-    _, norm_n, besides_n = cuts.of_entries(feature)
-    loss = norm_n.mul_(rows.losing_B.index_select(0, row)).nan_to_num_(0).add_(besides_n)
-    low, high = value - loss, value + loss
-    least, most = (_kth_of(bound, place_BM, k).index_select(0, row) for bound in (low, high))
-    near = places((low <= most) & (high >= least))
-    near_row = row.index_select(0, near)
-    near = near.index_select(0, places(torch.bincount(near_row, minlength=len(ptr))[near_row] > 1))
-    value[near] = rows.rounded(row[near], feature[near])
-    last_n = _kth_of(value, place_BM, k).index_select(0, row)
-    kept = places(value >= last_n)
-    if ties or kept.shape[0] == k * len(rows.x_BD):
-        return kept
-    higher, equal = value > last_n, value == last_n
-    more = torch.bincount(row[higher], minlength=len(rows.x_BD))
-    so_far = torch.cat([equal.new_zeros(1, dtype=torch.int64), equal.cumsum(0)])
-    before = so_far[ptr[:-1]]  # equal ones of the tokens before
-    return places(higher | (equal & (so_far[1:] - before[row] <= (k - more)[row])))
+    loss = np.nan_to_num(cuts.norm_F.numpy()[features] * rows.losing_B.numpy()[rows_n]) + cuts.besides_F.numpy()[features]
+    low, high = values - loss, values + loss
+    least, most = _kth_of(low, place_BM, k)[rows_n], _kth_of(high, place_BM, k)[rows_n]
+    near = np.flatnonzero((low <= most) & (high >= least))
+    near_row = rows_n[near]
+    near = near[np.bincount(near_row, minlength=n_rows)[near_row] > 1]
+    values[near] = rows.rounded(rows_n[near], features[near])
+    last = _kth_of(values, place_BM, k)[rows_n]
+    kept = np.flatnonzero(values >= last)
+    if not ties and kept.size > k * n_rows:
+        higher, equal = values > last, values == last
+        more = np.bincount(rows_n[higher], minlength=n_rows)
+        so_far = np.append(0, equal.cumsum())
+        before = so_far[ptr[:-1]]  # equal ones of the tokens before
+        kept = np.flatnonzero(higher | (equal & (so_far[1:] - before[rows_n] <= (k - more)[rows_n])))
+    return torch.from_numpy(kept)
 
 
-def _padded(ptr: Tensor) -> np.ndarray:
+def _padded(ptr: np.ndarray) -> np.ndarray:
     """(B, M): the places of each token's candidates, and after them the place after all candidates."""
-    start_B1, stop_B1 = ptr[:-1, None].numpy(), ptr[1:, None].numpy()
-    place_BM = start_B1 + np.arange(int((stop_B1 - start_B1).max()))
-    place_BM[place_BM >= stop_B1] = ptr[-1]
-    return place_BM
+    place_BM: np.ndarray = ptr[:-1, None] + np.arange(np.diff(ptr).max())
+    return np.where(place_BM < ptr[1:, None], place_BM, ptr[-1])
 
 
-def _kth_of(value: Tensor, place_BM: np.ndarray, k: int) -> Tensor:
+def _kth_of(values: np.ndarray, place_BM: np.ndarray, k: int) -> np.ndarray:
     """(B,): the k-th largest of each token's values, of which there are as many."""
-    return _kth(torch.from_numpy(np.append(value.numpy(), np.float32(-np.inf))[place_BM]), k)
+    return _kth(np.append(values, np.float32(-np.inf)).take(place_BM), k)
 
 
-def _kth(value_BM: Tensor, k: int) -> Tensor:
-    """(B,): the k-th largest of each row. numpy's selection is several times as fast as torch's."""
-    at = value_BM.shape[1] - k
-    return torch.from_numpy(np.partition(value_BM.numpy(), at, axis=1)[:, at])
+def _kth(value_BM: np.ndarray, k: int) -> np.ndarray:
+    """(B,): the k-th largest of each row. numpy's selection is several times as fast as torch's, but not where the ones that
+    are passed over are equal: so, of negatives, from below."""
+    kth: np.ndarray = -np.partition(-value_BM, k - 1, axis=1)[:, k - 1]
+    return kth

@@ -44,7 +44,8 @@ def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | 
         if row.shape[0] > MAX_ACTIVE * len(part.x_BD) * n_features:
             row, feature, value = above(part, cuts)
         else:
-            value, kept = part.settled(row, feature, cuts, part.pre_activations(row, feature))
+            value = part.pre_activations(row, feature)
+            kept = part.settled(row, feature, cuts, cuts.undecided(part.losing_B), value)
             row = row.index_select(0, kept)
             order = token_order(row, len(part.x_BD))
             kept = kept.index_select(0, order)
