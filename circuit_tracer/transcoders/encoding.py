@@ -85,8 +85,9 @@ def _settled(x_PD: Tensor, encoder: WeightRows, bias_F: Tensor, activation: Acti
     if isinstance(activation, ReLU):
         return above_cuts(rows, weights, weights.zero_F)
     threshold, n_features = activation.threshold, encoder.shape[0]
-    found = above_cuts(rows, weights, rounded_down(threshold).expand(n_features))
-    return where(found[2] != 0, found)
+    cut_F = rounded_down(threshold).expand(n_features)
+    found = above_cuts(rows, weights, cut_F)
+    return found if weights.least_cut(cut_F) >= 0 else where(found[2] != 0, found)
 
 
 def features_per_block(n_positions: int, d_model: int, dtype: torch.dtype, block_bytes: int) -> int:

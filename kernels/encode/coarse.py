@@ -1,6 +1,6 @@
 """Encoder weights in bfloat16, so made that a product with them is never below the true one (README.md, "Scan").
 
-Letters: B tokens, D width, F features, C columns of the coarse product: D, the margin, zeros.
+Letters: B tokens, D width, F features, C columns of the coarse product: D, two for the margin, zeros.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor
 from circuit_tracer.kernels.encode.exact import norms
 
 COLUMNS = 32  # C is a multiple of it
-ROWS = 128  # of weights that are taken together: what is made of them on the way stays in a core's second cache
+ROWS = 128  # that are rounded together: what is made of them on the way stays in a core's second cache
 LARGEST = 2.0**120  # what products of norms have to stay below: nothing overflows in float32
 TINY = 2.0**-100  # more than all that is lost where products are flushed to zero
 HALF = 2.0**-8  # relative error of a rounding to bfloat16, at most
@@ -32,15 +32,10 @@ class Coarse:
     def of(cls, weight_FD: Tensor, norm_F: Tensor) -> Coarse:
         """norm_F: of the rows."""
         weight_FD = weight_FD.detach()
-        n_features, width = weight_FD.shape
-        coarse_FC = weight_FD.new_empty(n_features, -(-(width + 2) // COLUMNS) * COLUMNS, dtype=torch.bfloat16)
-        coarse_FC[:, width:] = 0
-        lost = []
-        for weight_nD, coarse_nC in zip(weight_FD.split(ROWS), coarse_FC.split(ROWS), strict=True):
-            coarse_nC[:, :width] = weight_nD
-            lost.append(norms(weight_nD - coarse_nC[:, :width].to(weight_nD.dtype)))
+        width = weight_FD.shape[1]
+        coarse_FC, lost_F = _coarse(weight_FD)
         new = cls(coarse_FC, width, float(norm_F.max()))
-        coarse_FC[:, width] = _rounded_up((1 + HALF) * torch.cat(lost) + 1.04 * new.accumulated * norm_F, width)
+        coarse_FC[:, width] = _rounded_up((1 + HALF) * lost_F + 1.04 * new.accumulated * norm_F, width)
         coarse_FC[:, width + 1] = _rounded_up(norm_F, width)
         return new
 
@@ -50,12 +45,9 @@ class Coarse:
 
     def tokens(self, x_BD: Tensor, norm_B: Tensor) -> Tensor:
         """What the weights are multiplied with, (B, C)."""
-        n_rows, width = x_BD.shape
-        coarse_BC = x_BD.new_empty(n_rows, self.weight_FC.shape[1], dtype=torch.bfloat16)
-        coarse_BC[:, :width] = x_BD.detach()
-        coarse_BC[:, width:] = 0
-        coarse_BC[:, width] = _rounded_up(norm_B, width)
-        coarse_BC[:, width + 1] = _rounded_up(norms(x_BD - coarse_BC[:, :width].to(x_BD.dtype)), width)
+        coarse_BC, lost_B = _coarse(x_BD.detach())
+        coarse_BC[:, self.width] = _rounded_up(norm_B, self.width)
+        coarse_BC[:, self.width + 1] = _rounded_up(lost_B, self.width)
         return coarse_BC
 
     def margin(self, tokens_BC: Tensor) -> Tensor:
@@ -67,6 +59,18 @@ class Coarse:
     def accumulated(self) -> float:
         """How much of the sum of magnitudes is lost in a float32 sum of C terms and what is added to it, rounded in any way."""
         return (self.weight_FC.shape[1] + 4) * 2.0**-23
+
+
+def _coarse(rows_nD: Tensor) -> tuple[Tensor, Tensor]:
+    """Rows rounded to bfloat16, (n, C), zero after D; norms (n,) of what is lost by that."""
+    n_rows, width = rows_nD.shape
+    coarse_nC = rows_nD.new_empty(n_rows, -(-(width + 2) // COLUMNS) * COLUMNS, dtype=torch.bfloat16)
+    coarse_nC[:, width:] = 0
+    lost = []
+    for some_mD, coarse_mC in zip(rows_nD.split(ROWS), coarse_nC.split(ROWS), strict=True):
+        rounded_mD = coarse_mC[:, :width].copy_(some_mD)
+        lost.append(norms(rounded_mD.float().sub_(some_mD)))
+    return coarse_nC, torch.cat(lost)
 
 
 def _rounded_up(norm: Tensor, width: int) -> Tensor:

@@ -5,6 +5,7 @@ Letters: B tokens, D width, F features, n entries.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -34,6 +35,15 @@ def places(mask: Tensor) -> Tensor:
     return torch.from_numpy(np.flatnonzero(mask.numpy()))
 
 
+def divided(place: Tensor, n_columns: int) -> tuple[Tensor, Tensor]:
+    """(column, row) of places in a flattened array."""
+    if place.device.type != "cpu":
+        row = torch.div(place, n_columns, rounding_mode="floor")
+    else:
+        row = torch.from_numpy(place.numpy() // n_columns)  # by multiplications, where torch divides
+    return place - row * n_columns, row
+
+
 def bounding(norm: Tensor) -> Tensor:
     """Norms to multiply for a bound; NaN, within which nothing is, where sums lose nothing (zero) or anything (infinite)."""
     return norm * norm / norm
@@ -54,9 +64,9 @@ class Cuts:
         besides_F = lost(width) * bias_F.detach().float().abs() + OWN_ROUNDING * cut_F.abs() + TINY
         return cls(cut_F, bounding(norm_F), besides_F)
 
-    def undecided(self, losing_B: Tensor) -> Tensor:
-        """(F,): how far from its cut a pre-activation may be decided otherwise, of the token that loses most (`losing_B`)."""
-        return torch.add(self.besides_F, self._losing_F, alpha=float(losing_B.nan_to_num(0).max()))
+    def undecided(self, most: float) -> Tensor:
+        """(F,): how far from its cut a pre-activation may be decided otherwise, of a token that loses most (`Rows.losing_most`)."""
+        return torch.add(self.besides_F, self._losing_F, alpha=most)
 
     @cached_property
     def _losing_F(self) -> Tensor:
@@ -86,6 +96,12 @@ class Rows:
     def largest(self) -> float:
         """The largest norm of an input; NaN if one is."""
         return float(self.norm_B.max())
+
+    @property
+    def losing_most(self) -> float:
+        """The most that any input's product may lose, if it has a bound, times the norm of weights."""
+        largest = self.largest if math.isfinite(self.largest) else float(self.norm_B.nan_to_num(0).max())
+        return lost(self.x_BD.shape[1]) * largest
 
     @cached_property
     def losing_B(self) -> Tensor:

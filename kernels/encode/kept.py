@@ -50,6 +50,7 @@ class Weights:
         self.coarse: Coarse | None = None
         self._cuts: _Once[tuple[Cuts, Tensor | None]] = _Once()
         self._largest_bias: _Once[float] = _Once()
+        self._least_cut: _Once[float] = _Once()
 
     def rows(self, x_BD: Tensor, bias_F: Tensor) -> Rows:
         """Inputs (B, D), float32, with these weights."""
@@ -58,6 +59,10 @@ class Weights:
     def largest_bias(self, bias_F: Tensor) -> float:
         """The largest magnitude; NaN if one is."""
         return self._largest_bias(lambda: float(bias_F.abs().max()), bias_F)
+
+    def least_cut(self, cut_F: Tensor) -> float:
+        """The smallest; NaN if one is."""
+        return self._least_cut(lambda: float(cut_F.min()), cut_F)
 
     @cached_property
     def zero_F(self) -> Tensor:

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.encode.exact import Cuts, Rows, places
+from circuit_tracer.kernels.encode.exact import Cuts, Rows, divided, places
 
 BLOCK_BYTES = 16 * 2**20  # of pre-activations in hand on a CPU
 BLOCK_BYTES_ACCELERATOR = 512 * 2**20
@@ -20,7 +20,7 @@ Entries = tuple[Tensor, Tensor, Tensor]  # token, feature, value, each (n,)
 
 def above(rows: Rows, cuts: Cuts) -> Entries:
     """The entries above their cuts, of a float32 product on a CPU; what its own rounding leaves open is settled."""
-    undecided_F = cuts.undecided(rows.losing_B)
+    undecided_F = cuts.undecided(rows.losing_most)
     low_F = cuts.cut_F - undecided_F
     row, feature, value = found(rows.x_BD, rows.weight_FD, rows.bias_F, lambda pre_BF: pre_BF > low_F)
     kept = rows.settled(row, feature, cuts, undecided_F, value)
@@ -51,8 +51,8 @@ def found(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[Ten
         empty = torch.empty(0, dtype=torch.int64, device=x_BD.device)
         return empty, empty, x_BD.new_empty(0)
     place = at[0] if len(at) == 1 else torch.cat(at)
-    row = torch.div(place, n_features, rounding_mode="floor")
-    return row, place - row * n_features, torch.cat(values)
+    feature, row = divided(place, n_features)
+    return row, feature, values[0] if len(values) == 1 else torch.cat(values)
 
 
 def row_blocks(x_BD: Tensor, n_features: int) -> Iterator[slice]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.encode.coarse import LARGEST, Coarse
-from circuit_tracer.kernels.encode.exact import Cuts, Rows, lost, places
+from circuit_tracer.kernels.encode.exact import Cuts, Rows, divided, lost, places
 from circuit_tracer.kernels.encode.product import Entries
-from circuit_tracer.kernels.encode.scan import BLOCK, divided, joined, lifted, products, token_order, workers_for
+from circuit_tracer.kernels.encode.scan import BLOCK, joined, lifted, products, token_order, workers_for
 from circuit_tracer.workers import in_order
 
 GROUPS = 8  # times k, at least, where there are as many features
@@ -58,7 +58,7 @@ def _in_float32(rows: Rows, k: int) -> Entries:
     loss_B = lost(rows.x_BD.shape[1]) * (rows.norm_B * rows.norm_F.max() + rows.bias_F.float().abs().max())
     level_B = torch.from_numpy(_kth(pre_BF.numpy(), k)) - 2 * loss_B
     place = places(pre_BF >= level_B[:, None])
-    feature, row = divided(place.numpy(), pre_BF.shape[1])
+    feature, row = divided(place, pre_BF.shape[1])
     return row, feature, pre_BF.flatten().index_select(0, place)
 
 
@@ -81,7 +81,7 @@ def _coarsely(rows: Rows, coarse: Coarse, lifted_F: Tensor, k: int, memory: Tens
     level_B = (kth_B - lost_B).bfloat16()
     level_B = torch.nextafter(level_B, level_B.new_tensor(-torch.inf))
     reached = _ordered(above_FB) >= _ordered(level_B) - 1  # a zero may have a minus sign
-    return divided(np.flatnonzero(reached), n_rows)
+    return divided(torch.from_numpy(np.flatnonzero(reached)), n_rows)
 
 
 def _ordered(numbers: Tensor) -> np.ndarray:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.encode.coarse import LARGEST, TINY, Coarse
-from circuit_tracer.kernels.encode.exact import Cuts, Rows
+from circuit_tracer.kernels.encode.exact import Cuts, Rows, divided
 from circuit_tracer.kernels.encode.product import Entries, above
 from circuit_tracer.workers import in_order, workers_on
 
@@ -45,7 +45,7 @@ def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | 
             row, feature, value = above(part, cuts)
         else:
             value = part.pre_activations(row, feature)
-            kept = part.settled(row, feature, cuts, cuts.undecided(part.losing_B), value)
+            kept = part.settled(row, feature, cuts, cuts.undecided(part.losing_most), value)
             row = row.index_select(0, kept)
             order = token_order(row, len(part.x_BD))
             kept = kept.index_select(0, order)
@@ -93,7 +93,7 @@ def candidates(coarse: Coarse, tokens_BC: Tensor, lifted_F: Tensor, memory: Tens
         torch.addmm(lifted_F[start : start + step, None], weight_fC, tokens_BC.T, out=above_fB)
         place = positive(above_fB)
         places.append(place + start * n_rows if start else place)
-    return divided(places[0] if len(places) == 1 else np.concatenate(places), n_rows)
+    return divided(places[0] if len(places) == 1 else torch.cat(places), n_rows)
 
 
 def token_order(row: Tensor, n_rows: int) -> Tensor:
@@ -102,15 +102,9 @@ def token_order(row: Tensor, n_rows: int) -> Tensor:
     return torch.from_numpy(np.argsort(small, kind="stable"))  # sorts 16 bits by counting
 
 
-def positive(above_FB: Tensor) -> np.ndarray:
+def positive(above_FB: Tensor) -> Tensor:
     """Where a contiguous bfloat16 array has no minus sign, in the flattened array, ascending."""
-    return np.flatnonzero(above_FB.view(torch.int16).numpy() >= 0)
-
-
-def divided(place: np.ndarray, n_rows: int) -> tuple[Tensor, Tensor]:
-    """(row, feature) of places in an array of features by rows."""
-    feature = place // n_rows  # by multiplication, where `divmod` divides
-    return torch.from_numpy(place - feature * n_rows), torch.from_numpy(feature)
+    return torch.from_numpy(np.flatnonzero(above_FB.view(torch.int16).numpy() >= 0))
 
 
 def lifted(needed_F: Tensor, accumulated: float) -> Tensor:

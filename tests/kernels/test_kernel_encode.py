@@ -209,7 +209,7 @@ def test_two_runs_are_bitwise_equal(dtypes: tuple[torch.dtype, torch.dtype]) -> 
 def test_blocks_change_nothing(
     dtypes: tuple[torch.dtype, torch.dtype], bytes_at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("circuit_tracer.kernels.encode.BLOCK_BYTES", bytes_at_a_time)
+    monkeypatch.setattr("circuit_tracer.kernels.encode.product.BLOCK_BYTES", bytes_at_a_time)
     problem = draw(63, 60, 37, dtypes)
     assert_specified(encode(*problem), problem)
 
