@@ -14,7 +14,7 @@ from torch import Tensor
 from circuit_tracer.kernels.encode.exact import norms
 
 COLUMNS = 32  # C is a multiple of it
-ROWS = 128  # that are rounded together: what is made of them on the way stays in a core's second cache
+ROWS = 256  # that are rounded together: what is made of them on the way stays in a core's second cache
 LARGEST = 2.0**120  # what products of norms have to stay below: nothing overflows in float32
 TINY = 2.0**-100  # more than all that is lost where products are flushed to zero
 HALF = 2.0**-8  # relative error of a rounding to bfloat16, at most

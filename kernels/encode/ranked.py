@@ -13,7 +13,7 @@ from circuit_tracer.kernels.encode.coarse import LARGEST, Coarse
 from circuit_tracer.kernels.encode.exact import Cuts, Rows, divided, lost, places
 from circuit_tracer.kernels.encode.product import Entries
 from circuit_tracer.kernels.encode.scan import BLOCK, joined, lifted, products, token_order, workers_for
-from circuit_tracer.workers import in_order
+from circuit_tracer.workers import in_order, workers_on
 
 GROUPS = 8  # times k, at least, where there are as many features
 LARGEST_GROUP = 16
@@ -33,6 +33,8 @@ def largest(rows: Rows, coarse: Coarse | None, k: int, ties: bool = False) -> En
     zero = Cuts.of(torch.zeros_like(rows.norm_F), rows.bias_F, rows.norm_F, rows.x_BD.shape[1])
     lifted_F = None if coarse is None else lifted(-rows.bias_F.double(), coarse.accumulated)
     step = max(1, BLOCK // n_features)
+    if coarse is not None:  # or values, which are those of products of blocks, would depend on the number of workers
+        step = min(step, -(-n_rows // workers_on(rows.x_BD.device)))
     free: list[Tensor] = []  # memory of products
 
     def of_block(start: int) -> Entries:
@@ -101,7 +103,9 @@ def _chosen(rows: Rows, cuts: Cuts, row: Tensor, feature: Tensor, value: Tensor,
     n_rows, rows_n, features, values = len(rows.x_BD), row.numpy(), feature.numpy(), value.numpy()
     ptr = np.searchsorted(rows_n, np.arange(n_rows + 1))
     place_BM = _padded(ptr)
-    loss = np.nan_to_num(cuts.norm_F.numpy()[features] * rows.losing_B.numpy()[rows_n]) + cuts.besides_F.numpy()[features]
+    loss = (
+        np.nan_to_num(cuts.norm_F.numpy()[features] * rows.losing_B.numpy()[rows_n]) + cuts.besides_F.numpy()[features]
+    )
     low, high = values - loss, values + loss
     least, most = _kth_of(low, place_BM, k)[rows_n], _kth_of(high, place_BM, k)[rows_n]
     near = np.flatnonzero((low <= most) & (high >= least))

@@ -16,24 +16,24 @@ from circuit_tracer.kernels.encode.exact import Cuts, Rows, divided
 from circuit_tracer.kernels.encode.product import Entries, above
 from circuit_tracer.workers import in_order, workers_on
 
-BLOCK = 2**20  # coarse pre-activations in hand: two megabytes, which a core's second cache holds
-TOKEN_BYTES = 5 * 2**18  # of the inputs of tokens that are taken together, ...
-TOKENS = 128  # ... a multiple of this number
-MAX_ACTIVE = 0.1  # of a block; with more, computing candidates again costs what the scan saves
+BLOCK = 2**21  # coarse pre-activations in hand: four megabytes
+TOKEN_BYTES = 5 * 2**19  # of the inputs of a block of tokens, at most
+TOKENS = 128  # a group, of which blocks are made
+MAX_ACTIVE = 0.1  # of a group's; with more, computing candidates again costs what the scan saves
 
 
 def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | None:
     """The entries above their cuts, or None where numbers are too large for a bound.
 
     Workers take blocks of tokens that stay in the cache while entries are computed that the product leaves open. No entry
-    depends on which others are in its block; its value, where the product leaves too many of the block open, is that of a
-    float32 product of the block.
+    depends on which others are in its block; where the product leaves too many of a group of tokens open, values are those of a
+    float32 product of the group.
     lifted_F: `lifted` of what products have to be above.
     """
     n_rows, n_features = rows.x_BD.shape[0], rows.weight_FD.shape[0]
     if not coarse.bounds(rows.largest):
         return None
-    step = tokens_together(rows)
+    step = _tokens_together(rows)
     free: list[Tensor] = []  # memory of products: fresh memory would not be in a core's cache
 
     def of_block(start: int) -> Entries:
@@ -41,23 +41,37 @@ def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | 
         memory = free.pop() if free else products(min(step, n_rows), n_features)
         row, feature = candidates(coarse, coarse.tokens(part.x_BD, part.norm_B), lifted_F, memory)
         free.append(memory)
-        if row.shape[0] > MAX_ACTIVE * len(part.x_BD) * n_features:
-            row, feature, value = above(part, cuts)
-        else:
-            value = part.pre_activations(row, feature)
-            kept = part.settled(row, feature, cuts, cuts.undecided(part.losing_most), value)
-            row = row.index_select(0, kept)
-            order = token_order(row, len(part.x_BD))
-            kept = kept.index_select(0, order)
-            row, feature, value = row.index_select(0, order), feature.index_select(0, kept), value.index_select(0, kept)
-        return (row.add_(start) if start else row), feature, value
+        found, row, feature = _full(part, cuts, row, feature)
+        value = part.pre_activations(row, feature)
+        kept = part.settled(row, feature, cuts, cuts.undecided(part.losing_most), value)
+        entries = row.index_select(0, kept), feature.index_select(0, kept), value.index_select(0, kept)
+        row, feature, value = joined([entries, *found])
+        order = token_order(row, len(part.x_BD))
+        return row.index_select(0, order).add_(start), feature.index_select(0, order), value.index_select(0, order)
 
     return joined(in_order(of_block, starts := range(0, n_rows, step), workers_for(starts)))
 
 
-def tokens_together(rows: Rows) -> int:
-    """How many tokens' inputs stay in a core's second cache."""
-    return max(TOKENS, TOKEN_BYTES // (4 * rows.x_BD.shape[1]) // TOKENS * TOKENS)
+def _full(rows: Rows, cuts: Cuts, row: Tensor, feature: Tensor) -> tuple[list[Entries], Tensor, Tensor]:
+    """The entries of those groups of tokens of which the product leaves too many open, and what it leaves open of the others."""
+    group = row.numpy() // TOKENS
+    full = np.flatnonzero(np.bincount(group) > MAX_ACTIVE * TOKENS * rows.weight_FD.shape[0])
+    if not full.size:
+        return [], row, feature
+    found = []
+    for start in (full * TOKENS).tolist():
+        token, *rest = above(rows.block(slice(start, start + TOKENS)), cuts)
+        found.append((token.add_(start), *rest))
+    few = torch.from_numpy(np.flatnonzero(~np.isin(group, full)))
+    return found, row.index_select(0, few), feature.index_select(0, few)
+
+
+def _tokens_together(rows: Rows) -> int:
+    """How many tokens are a block: each worker's share, if their inputs stay in its cache, more or less. Fewer would be more
+    operations, between which workers wait for each other (README.md, "Workers")."""
+    n_rows, width = rows.x_BD.shape
+    share = -(-n_rows // workers_on(rows.x_BD.device))
+    return TOKENS * max(1, min(-(-share // TOKENS), TOKEN_BYTES // (4 * width * TOKENS)))
 
 
 def joined(blocks: Iterable[Entries]) -> Entries:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import math
 import sys
+from collections.abc import Sequence
 
 import pytest
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.encode import above_cuts, encode, encode_top_k, k_largest
+from circuit_tracer.kernels.encode import above_cuts, encode, encode_top_k, k_largest, product
+from circuit_tracer.kernels.encode.exact import Cuts, Rows
 from circuit_tracer.kernels.encode.kept import Kept, Weights
 from circuit_tracer.kernels.encode.ranked import largest
 
@@ -142,21 +144,60 @@ def test_blocks_of_tokens_and_workers_change_no_bit(monkeypatch: pytest.MonkeyPa
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("scanned", [True, False], ids=["few", "many"])
-def test_a_scan_of_many_candidates_gives_up(monkeypatch: pytest.MonkeyPatch, scanned: bool) -> None:
-    """In whichever block the last one is found."""
+@pytest.mark.parametrize("active", [(), (1, 4), range(5)], ids=["few", "some", "all"])
+def test_groups_of_tokens_with_many_candidates_take_the_product(
+    monkeypatch: pytest.MonkeyPatch, active: Sequence[int]
+) -> None:
+    """Group by group, whichever workers take them: bit-equal for any number. The last group has 6 tokens."""
     x_BD, weight_FD, bias_F = draw(9)
     x_BD /= x_BD.norm(dim=1, keepdim=True)
+    cut_F = (x_BD @ weight_FD.T + bias_F).sort(dim=0).values[-2] + 0.1
+    for group in active:
+        x_BD[16 * group : 16 * group + 16] *= 30
     module = sys.modules["circuit_tracer.kernels.encode.scan"]
-    for name, value in {"TOKEN_BYTES": 0, "TOKENS": 16}.items():
+    for name, value in {"TOKEN_BYTES": 2 * 16 * 4 * D, "TOKENS": 16, "BLOCK": 16 * F}.items():
         monkeypatch.setattr(module, name, value)
-    pre_BF = x_BD @ weight_FD.T + bias_F
-    cut_F = pre_BF.sort(dim=0).values[-3 if scanned else -20]
-    given = weights(weight_FD, True)
-    cuts, lifted_F = given.cuts(cut_F, bias_F)
-    assert lifted_F is not None
-    assert (module.scan(given.rows(x_BD, bias_F), given.coarse, cuts, lifted_F) is not None) is scanned
-    assert_same(found(x_BD, weight_FD, bias_F, cut_F, True), found(x_BD, weight_FD, bias_F, cut_F, False))
+    taken: list[int] = []
+
+    def above(rows: Rows, cuts: Cuts) -> Entries:
+        taken.append(len(rows.x_BD))
+        return product.above(rows, cuts)
+
+    monkeypatch.setattr(module, "above", above)
+    threads, made = torch.get_num_threads(), []
+    try:
+        for n_workers in (1, 2, 3):
+            torch.set_num_threads(n_workers)
+            made.append(found(x_BD, weight_FD, bias_F, cut_F, True))
+    finally:
+        torch.set_num_threads(threads)
+    assert sorted(taken) == sorted(3 * [min(16, B - 16 * group) for group in active])
+    assert_equal(made[0], made[1])
+    assert_equal(made[0], made[2])
+    assert_same(made[0], found(x_BD, weight_FD, bias_F, cut_F, coarse=False))
+
+
+@pytest.mark.parametrize("width", [3, 97, 5000, 9000])
+def test_a_pre_activation_is_the_same_wherever_it_stands(width: int) -> None:
+    """In any order, alone, in other memory, with other threads; of wide inputs too, whose sums a library may share."""
+    generator = torch.Generator().manual_seed(width)
+    x_BD, weight_FD = torch.randn(7, width, generator=generator), torch.randn(11, width + 1, generator=generator)[:, 1:]
+    given = Weights(weight_FD)
+    rows = given.rows(x_BD, torch.randn(11, generator=generator))
+    row, feature = torch.randint(7, (40,), generator=generator), torch.randint(11, (40,), generator=generator)
+    whole, threads = rows.pre_activations(row, feature), torch.get_num_threads()
+    exact_n = (x_BD.double() @ weight_FD.double().T + rows.bias_F.double())[row, feature]
+    assert torch.allclose(whole.double(), exact_n, rtol=1e-5, atol=1e-4)
+    moved = Weights(weight_FD.clone()).rows(torch.cat([torch.zeros(1), x_BD.flatten()])[1:].view(7, width), rows.bias_F)
+    try:
+        for n_threads in (1, 2):
+            torch.set_num_threads(n_threads)
+            assert torch.equal(moved.pre_activations(row.flip(0), feature.flip(0)).flip(0), whole)
+            alone = [moved.pre_activations(row[n : n + 1], feature[n : n + 1]) for n in range(40)]
+            assert torch.equal(torch.cat(alone), whole)
+    finally:
+        torch.set_num_threads(threads)
+    assert rows.pre_activations(row[:0], feature[:0]).shape == (0,)
 
 
 @pytest.mark.parametrize("coarse", [True, False], ids=["coarse", "float32"])
