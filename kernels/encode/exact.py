@@ -65,7 +65,7 @@ class Cuts:
         return cls(cut_F, bounding(norm_F), besides_F)
 
     def undecided(self, most: float) -> Tensor:
-        """(F,): how far from its cut a pre-activation may be decided otherwise, of a token that loses most (`Rows.losing_most`)."""
+        """(F,): how far from its cut a pre-activation may be decided otherwise, most: `Rows.losing_most`."""
         return torch.add(self.besides_F, self._losing_F, alpha=most)
 
     @cached_property
@@ -109,10 +109,10 @@ class Rows:
         return lost(self.x_BD.shape[1]) * bounding(self.norm_B)
 
     def settled(self, row: Tensor, feature: Tensor, cuts: Cuts, undecided_F: Tensor, value: Tensor) -> Tensor:
-        """(n,) the places of entries that are above their cuts, of float32 pre-activations (n,): of these, then, is true what is
-        true of exact ones, rounded to float32, that they are above their cuts, at them, or below.
+        """The places of entries that are above their cuts, of float32 pre-activations (n,).
 
-        undecided_F: `Cuts.undecided` of these inputs. In numpy, whose small operations cost a third.
+        Of these, in their place, becomes true what is true of exact ones, rounded to float32: that they are above their cuts, at
+        them, or below. undecided_F: `Cuts.undecided` of these inputs. In numpy, whose small operations cost a third.
         """
         rows, features, values = row.numpy(), feature.numpy(), value.numpy()
         cut_n = cuts.cut_F.numpy().take(features)

@@ -1,6 +1,6 @@
 """The largest pre-activations of each token, as `scan` finds those above a cut (README.md, "Scan").
 
-Letters: B tokens, D width, F features, G groups of features, n candidates, M most candidates of a token.
+Letters: B tokens, D width, F features, G groups of features, n candidates, M most candidates of a token, b of the tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from circuit_tracer.workers import in_order, workers_on
 GROUPS = 8  # times k, at least, where there are as many features
 LARGEST_GROUP = 16
 MAX_KEPT = 0.05  # of all features, for which a search for the k largest is faster than the product
+
+Alike = list[tuple[np.ndarray, np.ndarray]]
 
 
 def largest(rows: Rows, coarse: Coarse | None, k: int, ties: bool = False) -> Entries | None:
@@ -97,22 +99,22 @@ def _ordered(numbers: Tensor) -> np.ndarray:
 def _chosen(rows: Rows, cuts: Cuts, row: Tensor, feature: Tensor, value: Tensor, k: int, ties: bool) -> Tensor:
     """Which of the candidates are the k largest, sorted by token; values that decide become exact ones, rounded.
 
-    The k-th largest of all lower bounds and of all upper bounds enclose the k-th largest: what lies between them is open, unless
-    it is alone.
+    The k-th largest of all lower bounds and of all upper bounds enclose the k-th largest: what lies between them is open,
+    unless it is alone.
     """
     n_rows, rows_n, features, values = len(rows.x_BD), row.numpy(), feature.numpy(), value.numpy()
     ptr = np.searchsorted(rows_n, np.arange(n_rows + 1))
-    place_BM = _padded(ptr)
+    alike = _alike(ptr)
     loss = (
         np.nan_to_num(cuts.norm_F.numpy()[features] * rows.losing_B.numpy()[rows_n]) + cuts.besides_F.numpy()[features]
     )
     low, high = values - loss, values + loss
-    least, most = _kth_of(low, place_BM, k)[rows_n], _kth_of(high, place_BM, k)[rows_n]
+    least, most = _kth_of(low, alike, k)[rows_n], _kth_of(high, alike, k)[rows_n]
     near = np.flatnonzero((low <= most) & (high >= least))
     near_row = rows_n[near]
     near = near[np.bincount(near_row, minlength=n_rows)[near_row] > 1]
     values[near] = rows.rounded(rows_n[near], features[near])
-    last = _kth_of(values, place_BM, k)[rows_n]
+    last = _kth_of(values, alike, k)[rows_n]
     kept = np.flatnonzero(values >= last)
     if not ties and kept.size > k * n_rows:
         higher, equal = values > last, values == last
@@ -123,15 +125,29 @@ def _chosen(rows: Rows, cuts: Cuts, row: Tensor, feature: Tensor, value: Tensor,
     return torch.from_numpy(kept)
 
 
-def _padded(ptr: np.ndarray) -> np.ndarray:
-    """(B, M): the places of each token's candidates, and after them the place after all candidates."""
-    place_BM: np.ndarray = ptr[:-1, None] + np.arange(np.diff(ptr).max())
-    return np.where(place_BM < ptr[1:, None], place_BM, ptr[-1])
+def _alike(ptr: np.ndarray) -> Alike:
+    """Tokens (b,) with about as many candidates, and the places (b, M) of these, and after them the place after all candidates.
+
+    A token with a large norm leaves so much open that all others would be padded to many times their number.
+    """
+    counts = np.diff(ptr)
+    _, size = np.frexp(counts)  # powers of two
+    found = []
+    for each in np.unique(size):
+        token = np.flatnonzero(size == each)
+        place_bM = ptr[token, None] + np.arange(counts[token].max())
+        place_bM[place_bM >= ptr[token + 1, None]] = ptr[-1]
+        found.append((token, place_bM))
+    return found
 
 
-def _kth_of(values: np.ndarray, place_BM: np.ndarray, k: int) -> np.ndarray:
+def _kth_of(values: np.ndarray, alike: Alike, k: int) -> np.ndarray:
     """(B,): the k-th largest of each token's values, of which there are as many."""
-    return _kth(np.append(values, np.float32(-np.inf)).take(place_BM), k)
+    values = np.append(values, np.float32(-np.inf))
+    kth = np.empty(sum(len(token) for token, _ in alike), np.float32)
+    for token, place_bM in alike:
+        kth[token] = _kth(values.take(place_bM), k)
+    return kth
 
 
 def _kth(value_BM: np.ndarray, k: int) -> np.ndarray:

@@ -53,7 +53,7 @@ def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | 
 
 
 def _full(rows: Rows, cuts: Cuts, row: Tensor, feature: Tensor) -> tuple[list[Entries], Tensor, Tensor]:
-    """The entries of those groups of tokens of which the product leaves too many open, and what it leaves open of the others."""
+    """The entries of groups of tokens of which the coarse product leaves too many open; what it leaves open of the others."""
     group = row.numpy() // TOKENS
     full = np.flatnonzero(np.bincount(group) > MAX_ACTIVE * TOKENS * rows.weight_FD.shape[0])
     if not full.size:
