@@ -15,7 +15,8 @@ from torch import Tensor
 from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.encode.exact import Rows
 from circuit_tracer.kernels.encode.kept import Kept, Weights, of_one_call
-from circuit_tracer.kernels.encode.product import Entries, above, found, row_blocks, where
+from circuit_tracer.kernels.encode.product import Entries, above, found, where
+from circuit_tracer.kernels.encode.product import row_blocks as row_blocks
 from circuit_tracer.kernels.encode.ranked import largest
 from circuit_tracer.kernels.encode.scan import scan
 from circuit_tracer.kernels.sparse_activations import SparseActivations

@@ -111,8 +111,8 @@ class Rows:
     def settled(self, row: Tensor, feature: Tensor, cuts: Cuts, undecided_F: Tensor, value: Tensor) -> Tensor:
         """The places of entries that are above their cuts, of float32 pre-activations (n,).
 
-        Of these, in their place, becomes true what is true of exact ones, rounded to float32: that they are above their cuts, at
-        them, or below. undecided_F: `Cuts.undecided` of these inputs. In numpy, whose small operations cost a third.
+        Of these, in their place, becomes true what is true of exact ones, rounded to float32: that they are above their cuts,
+        at them, or below. undecided_F: `Cuts.undecided` of these inputs. In numpy, whose small operations cost a third.
         """
         rows, features, values = row.numpy(), feature.numpy(), value.numpy()
         cut_n = cuts.cut_F.numpy().take(features)
