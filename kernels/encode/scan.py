@@ -60,8 +60,8 @@ def _full(rows: Rows, cuts: Cuts, row: Tensor, feature: Tensor) -> tuple[list[En
         return [], row, feature
     found = []
     for start in (full * TOKENS).tolist():
-        token, *rest = above(rows.block(slice(start, start + TOKENS)), cuts)
-        found.append((token.add_(start), *rest))
+        token, index, value = above(rows.block(slice(start, start + TOKENS)), cuts)
+        found.append((token.add_(start), index, value))
     few = torch.from_numpy(np.flatnonzero(~np.isin(group, full)))
     return found, row.index_select(0, few), feature.index_select(0, few)
 
