@@ -52,6 +52,9 @@ from circuit_tracer.training.step import outputs, step
 from circuit_tracer.training.step.normalisation import Normalisation
 
 ENTRY_BYTES = 12  # feature and value of an entry
+SCHEDULE_TOKENS = (
+    10**8
+)  # of the run these are the first steps of: by a tenth of so short a one, most features were dead
 CACHED_BYTES = 2**19  # of an array that stays in a core's second cache while it is copied
 PHASES = ("encode", "select", "decode", "value gradients", "weight gradients", "adam")
 
@@ -218,7 +221,13 @@ def configuration(args: argparse.Namespace, folder: Path) -> TrainingConfig:
             "dictionary": {"features": args.features, "dtype": args.dtype},
             "sparsity": {"active": float(args.active), "anneal": 0.0},
             "optimizer": {"warmup_steps": 0, "decay": 0.0},
-            "run": {"out": folder, "tokens": steps * args.batch, "batch": args.batch, "log_every": 10**6},
+            "run": {
+                "out": folder,
+                "tokens": steps * args.batch,
+                "schedule_tokens": max(SCHEDULE_TOKENS, steps * args.batch),
+                "batch": args.batch,
+                "log_every": 10**6,
+            },
         }
     )
 

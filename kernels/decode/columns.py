@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from circuit_tracer import huge_pages
 from circuit_tracer.kernels.csr import csr
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.workers import in_order, workers_on
@@ -183,7 +184,7 @@ class _Memory:
         held = self.held.get((name, dtype))
         if held is None or held.shape != part_Rw.shape:
             if held is None or held.untyped_storage().nbytes() < part_Rw.numel() * held.element_size():
-                held = part_Rw.new_empty(part_Rw.numel(), dtype=dtype)
+                held = huge_pages.empty((part_Rw.numel(),), dtype)
             held = held.as_strided(part_Rw.shape, (part_Rw.shape[1], 1))
             self.held[name, dtype] = held
         return held.copy_(part_Rw)
