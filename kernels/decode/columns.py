@@ -70,7 +70,7 @@ class Striped:
 
     @classmethod
     def of(cls, array_BC: Tensor, unit: int, out_n: Tensor) -> Striped | None:
-        """In the memory of ``out_n`` (B * C,). None if ``unit`` columns, at whose multiples parts begin, make no even stripes."""
+        """In the memory of ``out_n`` (B * C,). None if ``unit`` columns, where parts begin, make no even stripes."""
         n_rows, n_columns = array_BC.shape
         most = max(MIN_CHUNK, CHUNK_BYTES // max(1, n_rows * array_BC.element_size()))
         width = next(w for w in range(min(unit, most), 0, -1) if unit % w == 0)
