@@ -29,6 +29,7 @@ PLAIN = {
     "files",
     "http",
     "hub_connection",
+    "huge_pages",
     "progress",
     "ranks",
     "sizes",
@@ -51,13 +52,14 @@ MAY_IMPORT: dict[str, set[str]] = {
     "files": {"errors"},
     "http": {"errors", "files"},
     "hub_connection": set(),
+    "huge_pages": set(),
     "progress": {"sizes"},
     "ranks": {"errors"},
     "sizes": {"errors"},
     "version": set(),
     "workers": set(),
     "neuronpedia": {"errors", "http"},
-    "kernels": {"errors", "workers"},  # stands alone otherwise, so that each kernel is tested by itself
+    "kernels": {"errors", "huge_pages", "workers"},  # stands alone otherwise, so that each kernel is tested by itself
     "models": {"arguments", "errors", "files", "hub_connection", "kernels", "progress"},
     "text": {"errors", "files", "hub_connection", "models"},
     "transcoders": {

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from circuit_tracer import huge_pages
 from circuit_tracer.kernels.adam import Rows, Update, adam_, packed
 from circuit_tracer.kernels.random_bits import key_of
 from circuit_tracer.training.config.schema import OptimizerSection
@@ -120,7 +121,7 @@ class Adam:
     def _zeros(self, name: str, shape: Sequence[int], dtype: torch.dtype) -> Tensor:
         if self._on_host(name):
             return host_zeros(shape, dtype, self.weights[name].device)
-        return torch.zeros(shape, dtype=dtype, device=self.weights[name].device)
+        return huge_pages.zeros(shape, dtype, self.weights[name].device)
 
 
 def _is_matrix(name: str) -> bool:

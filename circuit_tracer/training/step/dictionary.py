@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from circuit_tracer import huge_pages
+
 Kind = Literal["clt", "plt", "skip", "sae"]
 
 # Rows are drawn in blocks with a generator each, so that every number of ranks starts from the same weights.
@@ -68,8 +70,8 @@ class Dictionary:
         owned = owned or slice(0, n_features)
         n_owned = owned.stop - owned.start
         reach = [n_layers - source if kind == "clt" else 1 for source in range(n_layers)]
-        W_enc = [torch.empty(n_owned, d_model, dtype=dtype, device=device) for _ in reach]
-        W_dec = [torch.empty(n_owned, n_targets * d_model, dtype=dtype, device=device) for n_targets in reach]
+        W_enc = [huge_pages.empty((n_owned, d_model), dtype, device) for _ in reach]
+        W_dec = [huge_pages.empty((n_owned, n_targets * d_model), dtype, device) for n_targets in reach]
         for source, n_targets in enumerate(reach):
             bound = (n_targets * d_model) ** -0.5
             for rows, place, generator in _blocks(owned, n_features, seed, source):

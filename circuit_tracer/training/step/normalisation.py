@@ -10,6 +10,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
+from circuit_tracer import huge_pages
 from circuit_tracer.errors import NumericalError
 
 
@@ -40,11 +41,11 @@ class Normalisation:
 
     def x(self, layer: int, x_BD: Tensor) -> Tensor:
         """Inputs of one layer in the space of training."""
-        return (x_BD - self.mean_x_SD[layer]).mul_(self.scale_x_S[layer])
+        return _difference(x_BD, self.mean_x_SD[layer]).mul_(self.scale_x_S[layer])
 
     def y(self, y_BSD: Tensor) -> Tensor:
         """Outputs of all layers in the space of training."""
-        return (y_BSD - self.mean_y_SD).mul_(self.scale_y_S[:, None])
+        return _difference(y_BSD, self.mean_y_SD).mul_(self.scale_y_S[:, None])
 
     def to(self, device: torch.device) -> Normalisation:
         """On another device."""
@@ -58,3 +59,9 @@ class Normalisation:
     def tensors(self) -> dict[str, Tensor]:
         """By name, for checkpoints."""
         return {name: getattr(self, name) for name in self.names()}
+
+
+def _difference(rows: Tensor, mean: Tensor) -> Tensor:
+    """Every step makes these arrays anew: small pages of fresh memory cost several times what the numbers do."""
+    out = huge_pages.empty(rows.shape, torch.promote_types(rows.dtype, mean.dtype), rows.device)
+    return torch.sub(rows, mean, out=out)

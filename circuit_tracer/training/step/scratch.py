@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import math
 
-import torch
 from torch import Tensor
 
+from circuit_tracer import huge_pages
 from circuit_tracer.training.sparsity.selection import Rooms
 
 
@@ -22,5 +22,5 @@ class Scratch:
         size = math.prod(shape)
         held = self._held.get(name)
         if held is None or len(held) < size or (held.dtype, held.device) != (like.dtype, like.device):
-            held = self._held[name] = torch.empty(size, dtype=like.dtype, device=like.device)
+            held = self._held[name] = huge_pages.empty((size,), like.dtype, like.device)
         return held[:size].view(shape)
