@@ -1,7 +1,7 @@
 """Garbage collection, put off while libraries are imported and models load.
 
-Such a stretch makes hundreds of thousands of objects that stay as long as the process does. Meanwhile Python would look through all
-of them again and again, a fifth of the time that importing torch and transformers and loading a small model takes.
+Such a stretch makes hundreds of thousands of objects that stay as long as the process does. Meanwhile Python would look
+through all of them again and again, a fifth of the time that importing torch and transformers and loading a small model takes.
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ _resumes = False  # whether collection was on when the first of them began
 def collection_put_off() -> Iterator[None]:
     """Inside, in all threads, nothing is collected that reference counts do not free; then it is as before. Also a decorator.
 
-    What was made inside is then as old, to the collector, as what has outlived many collections: it is looked at when everything
-    is, and not twice more before that. It can still be collected, unlike what is frozen for good (`gc.freeze`), with which a
-    model that the caller lets go of would stay. Where the caller froze objects, ages are left alone: they would thaw.
+    What was made inside is then as old, to the collector, as what has outlived many collections: it is looked at when
+    everything is, and not twice more before that. It can still be collected, unlike what is frozen for good (`gc.freeze`), with
+    which a model that the caller lets go of would stay. Where the caller froze objects, ages are left alone: they would thaw.
     """
     global _inside, _resumes
     with _change:

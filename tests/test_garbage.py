@@ -58,10 +58,10 @@ def test_stretches_inside_each_other_and_errors_leave_it_on() -> None:
     @collection_put_off()
     def fails() -> None:
         assert not gc.isenabled()
-        raise ValueError
+        raise ValueError("on purpose")
 
     with collection_put_off():
-        with pytest.raises(ValueError):
+        with pytest.raises(ValueError, match="on purpose"):
             fails()
         assert not gc.isenabled()
     assert gc.isenabled()
