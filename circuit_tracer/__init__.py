@@ -12,6 +12,7 @@ from importlib import import_module
 from os.path import isfile
 from typing import TYPE_CHECKING
 
+from circuit_tracer.garbage import collection_put_off
 from circuit_tracer.version import package_version
 
 # How threads of the matrix products wait for each other at the end of each. Left to itself OpenMP spins: on a machine that has
@@ -130,7 +131,8 @@ if not TYPE_CHECKING:  # a type checker would take every name as given
             return package_version()
         if name not in _HOME:
             raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-        return getattr(import_module(_HOME[name]), name)
+        with collection_put_off():
+            return getattr(import_module(_HOME[name]), name)
 
 
 def __dir__() -> list[str]:

@@ -27,6 +27,7 @@ PLAIN = {
     "errors",
     "extras",
     "files",
+    "garbage",
     "http",
     "hub_connection",
     "huge_pages",
@@ -50,6 +51,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "counted": {"progress"},
     "extras": {"errors"},
     "files": {"errors"},
+    "garbage": set(),
     "http": {"errors", "files"},
     "hub_connection": set(),
     "huge_pages": set(),
@@ -60,7 +62,7 @@ MAY_IMPORT: dict[str, set[str]] = {
     "workers": set(),
     "neuronpedia": {"errors", "http"},
     "kernels": {"errors", "huge_pages", "workers"},  # stands alone otherwise, so that each kernel is tested by itself
-    "models": {"arguments", "errors", "files", "hub_connection", "kernels", "progress"},
+    "models": {"arguments", "errors", "files", "garbage", "hub_connection", "kernels", "progress"},
     "text": {"errors", "files", "hub_connection", "models"},
     "transcoders": {
         "errors",

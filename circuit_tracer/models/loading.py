@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from circuit_tracer.errors import FileFormatError, InputError, first_line, warn
+from circuit_tracer.garbage import collection_put_off
 from circuit_tracer.models.adapted import dequantised, dequantised_copy, load_dequantised, merged
 from circuit_tracer.models.architectures import in_table
 from circuit_tracer.models.likeness import unlike
@@ -102,6 +103,7 @@ def place(
     return resolve_device(device), resolve_dtype(dtype if chosen in (None, "auto") else chosen), left
 
 
+@collection_put_off()
 @plain_torch()
 def load_language_model(
     model_name: str | Path, device: torch.device, dtype: torch.dtype, tokenizer: Any = None, **options: Any
