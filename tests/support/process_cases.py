@@ -66,13 +66,18 @@ def command(*words: object, folder: Path, place: Mapping[str, str] | None = None
     return process
 
 
-def commands_together(world: int, *words: object, folder: Path, limit: float = 60.0) -> list[Outcome]:
-    """What `torchrun -m circuit_tracer` does with these words, in processes that need not import anything; by rank."""
+def ranks_of_command(world: int, *words: object, folder: Path) -> list[Any]:
+    """The processes that `torchrun -m circuit_tracer` would start with these words, but they need not import anything."""
     folder.mkdir()
-    processes = [
+    return [
         command(*words, folder=folder / place["RANK"], place=place | {"LOCAL_WORLD_SIZE": str(world)})
         for place in _places(world)
     ]
+
+
+def commands_together(world: int, *words: object, folder: Path, limit: float = 60.0) -> list[Outcome]:
+    """How such processes end and what they print, by rank."""
+    processes = ranks_of_command(world, *words, folder=folder)
     end = time.monotonic() + limit
     for process in processes:
         process.join(max(0.0, end - time.monotonic()))
