@@ -153,8 +153,7 @@ def test_reference_is_affine_in_its_sources(case: Case) -> None:
         assert_equal(sum_of - none, (one - none) - 2 * (two - none), 1e-12)
 
 
-@pytest.mark.parametrize("case", one_each(), ids=str)
-@pytest.mark.parametrize("budget", [None, 9])
+@pytest.mark.parametrize(("case", "budget"), one_in(5, product(one_each(), (None, 9))), ids=str)
 def test_influence_pruning_and_scores_equal_the_reference(case: Case, budget: int | None) -> None:
     model = build(case)
     graph = attribute(IDS, model, max_n_logits=3, max_feature_nodes=budget)
