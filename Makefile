@@ -34,7 +34,7 @@ test: install
 test-all: install
 	$(BIN)/python tests/fetch_models.py .models
 	CIRCUIT_TRACER_TEST_MODELS=.models $(BIN)/python -m pytest $(WORKERS) -m "not timed"
-	$(BIN)/python -m pytest -m timed
+	$(BIN)/python -m pytest -m timed $$(grep -rl 'mark.timed' tests --include='test_*.py')
 
 lint: install
 	$(BIN)/ruff check circuit_tracer kernels tests benchmarks recipes notebooks docs examples

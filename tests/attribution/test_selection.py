@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import product
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -24,13 +26,14 @@ from circuit_tracer.attribution.task import Options
 from circuit_tracer.attribution.trace import begin, encode, make_linear, plan_for
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.scores import graph_scores
+from tests.support.thinned import one_in
 from tests.support.tracing_cases import IDS, Case, assert_same_graph, build, one_each
 
 each_case = pytest.mark.parametrize("case", one_each(), ids=str)
 LAYERED = Case("llama", "clt", True, "mlp.hook_in")
 
 
-@each_case
+@pytest.mark.parametrize("case", one_in(3, one_each()), ids=str)
 def test_selection_equals_its_definition_on_dense_matrices(case: Case) -> None:
     model = build(case)
     whole = reference_graph(model, IDS, max_n_logits=3)
@@ -41,8 +44,7 @@ def test_selection_equals_its_definition_on_dense_matrices(case: Case) -> None:
         assert_same_graph(found, keep_features(whole, select_features(whole, budget)))
 
 
-@each_case
-@pytest.mark.parametrize("more", [None, 0, "N", "N+5"], ids=str)
+@pytest.mark.parametrize(("case", "more"), one_in(5, product(one_each(), (None, 0, "N", "N+5"))), ids=str)
 def test_no_budget_or_a_large_one_keeps_all_active_features(case: Case, more: int | str | None) -> None:
     model = build(case)
     n = len(attribute(IDS, model).active_features)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,6 +11,7 @@ from circuit_tracer.attribution import forecast, trace
 from circuit_tracer.attribution.plan import MemoryPlan
 from circuit_tracer.graph.files.formats import read_graph
 from tests.support.command import Folders, Run
+from tests.support.process_cases import commands_together
 
 PROMPT = "the capital of Texas is"  # 6 tokens with <bos>
 
@@ -88,7 +87,6 @@ def test_topk_dictionaries_say_how_many_features_are_active() -> None:
     assert forecast.active_features(relu, None) == min(forecast.ACTIVE_IF_UNKNOWN, relu.d_transcoder)
 
 
-@pytest.mark.slow("torchrun: three processes import the package anew")
 def test_several_processes_write_one_graph(folders: Folders, run: Run, tmp_path: Path) -> None:
     (tmp_path / "prompts").write_text(f"{PROMPT}\na state containing Dallas\n")
     arguments = ["attribute", "-t", folders.transcoder, "--prompt-file", tmp_path / "prompts"]
@@ -96,12 +94,10 @@ def test_several_processes_write_one_graph(folders: Folders, run: Run, tmp_path:
     for name in ("one", "two"):
         (tmp_path / name).mkdir()
     assert run(*arguments, tmp_path / "one" / "g.safetensors").code == 0
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "-m"]
-    command += ["circuit_tracer", *map(str, arguments), str(tmp_path / "two" / "g.safetensors")]
-    command += ["--json", "--device", "cpu"]
-    ended = subprocess.run(command, capture_output=True, text=True, timeout=250)
-    assert ended.returncode == 0, ended.stderr
-    assert len(ended.stdout.splitlines()) == 2
+    arguments += [tmp_path / "two" / "g.safetensors", "--json", "--device", "cpu"]
+    ended = commands_together(2, *arguments, folder=tmp_path / "ranks")
+    assert [each.code for each in ended] == [0, 0], ended
+    assert [len(each.out.splitlines()) for each in ended] == [2, 0]
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert names == sorted(path.name for path in (tmp_path / "two").iterdir())
     for name in names:

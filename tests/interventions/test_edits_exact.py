@@ -41,7 +41,8 @@ def some(graph: Graph, count: int = 5) -> list[int]:
 
 @pytest.mark.parametrize(
     ("architecture", "kind", "skip", "dtype"),
-    one_in(5, product(ARCHITECTURES, ("clt", "plt"), (False, True), (torch.float64, torch.float32))),
+    # any two of these values meet
+    one_in(3, list(product(ARCHITECTURES, ("clt", "plt"), (False, True), (torch.float64, torch.float32)))[::3]),
     ids=str,
 )
 def test_edges_are_what_interventions_do(architecture: str, kind: str, skip: bool, dtype: torch.dtype) -> None:

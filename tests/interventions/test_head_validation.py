@@ -16,11 +16,11 @@ from circuit_tracer.interventions.validation.bench import Bench
 from circuit_tracer.interventions.validation.contrasts import ScoreShare, measure_scores
 from circuit_tracer.interventions.validation.loadings import PARTS, Loading, measure_loadings
 from tests.support.kept import kept
+from tests.support.thinned import one_in
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
 LAYERS, HEADS = range(3), range(4)
-each_architecture = pytest.mark.parametrize("name", ARCHITECTURES)
 
 
 @kept
@@ -105,7 +105,7 @@ def loadings_of(model: ReplacementModel, graph: Graph) -> list[Loading]:
 # ---- loadings
 
 
-@each_architecture
+@pytest.mark.parametrize("name", one_in(3, ARCHITECTURES))
 def test_what_comes_through_a_head_is_its_loading_with_everything_frozen(name: str) -> None:
     model, graph = traced(name)
     every = torch.ones(3, 4, dtype=torch.float64)
@@ -206,7 +206,7 @@ def shares_of(model: ReplacementModel, graph: Graph) -> list[ScoreShare]:
 
 
 @pytest.mark.parametrize(
-    "name", ["llama", "mistral", "gemma2", "qwen3", "gpt_oss", "gpt_neox", "cohere-qk-norm", "granite"]
+    "name", one_in(3, ["llama", "mistral", "qwen3", "gemma2", "gpt_oss", "granite", "cohere-qk-norm", "gpt_neox"])
 )
 def test_what_a_node_carries_of_a_score_is_lost_without_it_with_everything_frozen(name: str) -> None:
     model, _ = traced(name)

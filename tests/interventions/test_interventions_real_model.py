@@ -37,9 +37,9 @@ def replacement(dtype: torch.dtype, **transcoder: Any) -> ReplacementModel:
 @pytest.mark.parametrize("kind", ["clt", "plt"])
 def test_edges_are_what_interventions_do(kind: str) -> None:
     model = replacement(torch.float64, kind=kind)
-    graph = attribute(PROMPT, model, max_feature_nodes=150)
+    graph = attribute(PROMPT, model, max_feature_nodes=60)
     layout, features = graph.nodes.layout, graph.active_features[graph.selected_features].tolist()
-    nodes = torch.linspace(0, layout.n_features - 1, 8).long().tolist()
+    nodes = torch.linspace(0, layout.n_features - 1, 5).long().tolist()
     watch = nodes_of(graph, range(layout.n_features))
     for node, outcome in zip(
         nodes,
@@ -58,7 +58,7 @@ def test_edges_are_what_interventions_do(kind: str) -> None:
 @pytest.mark.parametrize("kind", ["clt", "plt"])
 def test_validation_in_float32(kind: str) -> None:
     model = replacement(torch.float32, kind=kind)
-    graph = attribute(PROMPT, model, max_feature_nodes=20, max_n_logits=1)
+    graph = attribute(PROMPT, model, max_feature_nodes=10, max_n_logits=1)
     report = validate(graph, model, node_threshold=0.3, random_control=False)
     worst = report.graph.effects["constrained"].edges.worst
     assert worst is not None
@@ -71,7 +71,7 @@ def test_steering_and_patching() -> None:
     model = replacement(torch.float32)
     generator = torch.Generator().manual_seed(0)
     changes = [Direction(10, torch.randn(576, generator=generator)), set_to((3, 5), 0.05, at="generated")]
-    for sampling in (Sampling(12), Sampling(12, temperature=0.8, seed=2)):
+    for sampling in (Sampling(6), Sampling(6, temperature=0.8, seed=2)):
         pieces: list[str] = []
         cached = steer(model, PROMPT, changes, sampling, on_text=pieces.append)
         plain = steer(model, PROMPT, changes, sampling, cache=False)

@@ -1,6 +1,7 @@
 """Compiles every kernel, in every configuration, for a GPU that need not be there; prints what each takes as JSON lines.
 
     python tests/kernels/compile_for_gpu.py 90 [NAME ...]        # compute capability; some of `cases` (default: all)
+    python tests/kernels/compile_for_gpu.py 90/3                 # every third configuration, in the next case the next third
 
 Here it is that the compiler takes them, that they fit a multiprocessor's shared memory, and that no register spills
 (`tests/support/absent_gpu.py`).
@@ -29,10 +30,11 @@ def cases() -> dict[str, tuple[Cases, Calls]]:
 
 def main() -> None:
     known = cases()
-    for name in sys.argv[2:] or known:
+    capability, _, step = sys.argv[1].partition("/")
+    for place, name in enumerate(sys.argv[2:] or known):
         operation, calls = known[name]
         kernels = import_module(f"circuit_tracer.kernels.{operation.name}.triton")
-        with compiled_for(int(sys.argv[1])) as found:
+        with compiled_for(int(capability), int(step or 1), place) as found:
             for function, arguments in calls.items():
                 getattr(kernels, function)(*arguments)
         for compiled in found:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import cycle, product
 from typing import Any
 
 import pytest
@@ -30,7 +31,8 @@ OF_A_KIND = (
     "afmoe", "bloom", "codegen", "deepseek_v3", "deepseek_v32", "falcon-groups", "gemma4_text-keys-as-values", "gptj", "lfm2",
     "mimo_v2_flash", "mpt", "olmo", "opt", "persimmon", "qwen2_vl_text", "qwen3_5_text", "qwen3_next", "stablelm-parallel",
 )  # fmt: skip
-OTHERS = one_in(8, (name for name in FAMILIES if name not in OF_A_KIND))
+LIKE_OTHERS = [name for name in FAMILIES if name not in OF_A_KIND]
+HOOKS = [("hook_resid_mid", "hook_mlp_out"), ("mlp.hook_in", "mlp.hook_out")]
 
 
 def model_of(name: str, input_hook: str, output_hook: str, **overrides: Any) -> ReplacementModel:
@@ -38,7 +40,7 @@ def model_of(name: str, input_hook: str, output_hook: str, **overrides: Any) -> 
     return ReplacementModel.from_model(tiny_model(name, **overrides), transcoders, None, name)
 
 
-@pytest.mark.parametrize("name", [*OF_A_KIND, *OTHERS])
+@pytest.mark.parametrize("name", [*OF_A_KIND, *one_in(8, LIKE_OTHERS)])
 def test_a_family_traces_exactly(name: str) -> None:
     graph = attribute(IDS, model_of(name, "hook_resid_mid", "hook_mlp_out"))
     assert graph.residual is not None
@@ -46,8 +48,7 @@ def test_a_family_traces_exactly(name: str) -> None:
 
 
 @pytest.mark.slow("the autograd reference on every family")
-@each_family
-@pytest.mark.parametrize("hooks", [("hook_resid_mid", "hook_mlp_out"), ("mlp.hook_in", "mlp.hook_out")], ids="-".join)
+@pytest.mark.parametrize(("name", "hooks"), [*product(OF_A_KIND, HOOKS), *zip(LIKE_OTHERS, cycle(HOOKS))], ids=str)
 def test_a_familys_graph_is_that_of_autograd_on_its_own_code(name: str, hooks: tuple[str, str]) -> None:
     model = model_of(name, *hooks)
     targets = [3, 7]

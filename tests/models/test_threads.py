@@ -105,14 +105,22 @@ def test_calls_side_by_side_give_what_they_give_alone(architecture: str, dtype: 
 
 
 @pytest.mark.slow("eight threads on every kind of model")
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
 @pytest.mark.parametrize(
-    "architecture", ["llama", "mistral", "gemma2", "gemma3", "gpt2", "gpt_neox", "phi3", "gpt_oss"]
+    ("architecture", "attention"),
+    [
+        ("llama", "sdpa"),
+        ("llama", "eager"),
+        ("mistral", "sdpa"),
+        ("gemma2", "eager"),  # transformers has no fused attention with a softcap, or with sinks
+        ("gemma3", "sdpa"),
+        ("gpt2", "eager"),
+        ("gpt_neox", "sdpa"),
+        ("phi3", "eager"),
+        ("gpt_oss", "eager"),
+    ],
 )
 def test_every_call_side_by_side_on_every_kind_of_model(architecture: str, attention: str) -> None:
-    if attention == "sdpa" and architecture in ("gpt_oss", "gemma2"):
-        pytest.skip("transformers has no fused attention with sinks or a softcap")
-    mixed(replacement(architecture, attention=attention), list(CALLS), n_threads=8, n_calls=20)
+    mixed(replacement(architecture, attention=attention), list(CALLS), n_threads=8, n_calls=8, n_prompts=2)
 
 
 def test_the_bare_model_is_as_it_was_while_a_run_is_in_the_middle(model: ReplacementModel) -> None:

@@ -19,11 +19,11 @@ def smoke(environment: Path) -> None:
     """Raises CalledProcessError or AssertionError for what does not work."""
     with tempfile.TemporaryDirectory() as temporary:
         folder = Path(temporary)
-        assert "Austin" in _run(environment, "demo", folder=folder)
+        assert "Austin" in run_command(environment, "demo", folder=folder)
         traced = ["--demo", "-p", PROMPT, "-o", "texas.safetensors", "--slug", "texas", "--graph_file_dir", "graphs"]
-        _run(environment, "attribute", *traced, folder=folder)
-        assert "Austin" in _run(environment, "info", "texas.safetensors", folder=folder)
-        _run(environment, "view", "texas.safetensors", "-o", "texas.html", folder=folder)
+        run_command(environment, "attribute", *traced, folder=folder)
+        assert "Austin" in run_command(environment, "info", "texas.safetensors", folder=folder)
+        run_command(environment, "view", "texas.safetensors", "-o", "texas.html", folder=folder)
         assert "<html" in (folder / "texas.html").read_text(encoding="utf-8")
         _serve(environment, folder)
 
@@ -34,7 +34,8 @@ def _command(environment: Path, *arguments: str) -> list[str]:
     return [str(scripts / "python"), "-I", "-m", "circuit_tracer", *arguments]
 
 
-def _run(environment: Path, *arguments: str, folder: Path) -> str:
+def run_command(environment: Path, *arguments: str, folder: Path) -> str:
+    """What `circuit-tracer` with these words prints in a folder; raises AssertionError if it fails."""
     ended = subprocess.run(
         _command(environment, *arguments), cwd=folder, capture_output=True, text=True, encoding="utf-8"
     )

@@ -55,8 +55,11 @@ class Compiled:
 
 
 @contextmanager
-def compiled_for(capability: int) -> Iterator[list[Compiled]]:
-    """Within, launches compile in every configuration; the answer fills with what each takes, once."""
+def compiled_for(capability: int, step: int = 1, first: int = 0) -> Iterator[list[Compiled]]:
+    """Within, launches compile in every configuration; the answer fills with what each takes, once.
+
+    With a ``step``: in every ``step``-th configuration from ``first`` on, at least one of each kernel.
+    """
     found: dict[str, Compiled] = {}
     answer: list[Compiled] = []
     launch = JITFunction.run
@@ -76,7 +79,7 @@ def compiled_for(capability: int) -> Iterator[list[Compiled]]:
             answer.append(found[kernel.hash])
 
     def every_configuration(self: Tuned, *args: Any, grid: Any, **constants: Any) -> None:
-        for config in self.configs:
+        for config in self.configs[first % min(step, len(self.configs)) :: step]:
             self.fn[grid](*args, **constants, **config.all_kwargs())
 
     with (

@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -23,6 +23,7 @@ import torch.distributed as dist
 
 from circuit_tracer.ranks import TIMEOUT
 from circuit_tracer.training.feature_ranks import FeatureRanks
+from tests.support.command import Outcome
 
 METHOD = "forkserver" if "forkserver" in multiprocessing.get_all_start_methods() else "spawn"
 CONTEXT = multiprocessing.get_context(METHOD)
@@ -54,12 +55,39 @@ def alone(work: Callable[..., Any], *arguments: Any, folder: Path, kill_after: f
     return _ended(process, folder / "alone.pickle")
 
 
-def command(*words: object, folder: Path) -> Any:
-    """A process in which `circuit-tracer` runs with these words; what it prints goes to the files out and err of ``folder``."""
+def command(*words: object, folder: Path, place: Mapping[str, str] | None = None) -> Any:
+    """A process in which `circuit-tracer` runs with these words; what it prints goes to the files out and err of ``folder``.
+
+    ``place``: what torchrun says to a process, if it is to be one of several.
+    """
     folder.mkdir()
-    process = CONTEXT.Process(target=_command, args=([str(word) for word in words], folder))
+    process = CONTEXT.Process(target=_command, args=([str(word) for word in words], folder, place or {}))
     process.start()
     return process
+
+
+def ranks_of_command(world: int, *words: object, folder: Path) -> list[Any]:
+    """The processes that `torchrun -m circuit_tracer` would start with these words, but they need not import anything."""
+    folder.mkdir()
+    return [
+        command(*words, folder=folder / place["RANK"], place=place | {"LOCAL_WORLD_SIZE": str(world)})
+        for place in _places(world)
+    ]
+
+
+def commands_together(world: int, *words: object, folder: Path, limit: float = 60.0) -> list[Outcome]:
+    """How such processes end and what they print, by rank."""
+    processes = ranks_of_command(world, *words, folder=folder)
+    end = time.monotonic() + limit
+    for process in processes:
+        process.join(max(0.0, end - time.monotonic()))
+    late = [rank for rank, process in enumerate(processes) if process.is_alive()]
+    for process in processes:
+        process.kill()
+        process.join()
+    assert not late, f"ranks {late} of {world} still ran after {limit} s"
+    printed = [[(folder / str(rank) / name).read_text() for name in ("out", "err")] for rank in range(world)]
+    return [Outcome(process.exitcode, *each) for process, each in zip(processes, printed, strict=True)]
 
 
 def together(
@@ -72,13 +100,10 @@ def together(
     hangs: Sequence[int] = (),
 ) -> list[Ended]:
     """Call ``work(ranks, *arguments)`` on every rank of a group; all but ``hangs`` must end within ``limit`` seconds."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
     files = [folder / f"rank-{rank}.pickle" for rank in range(world)]
     processes = [
-        CONTEXT.Process(target=_main, args=(files[rank], _ranked, (rank, world, port, timeout, work, arguments)))
-        for rank in range(world)
+        CONTEXT.Process(target=_main, args=(file, _ranked, (place, timeout, work, arguments)))
+        for file, place in zip(files, _places(world), strict=True)
     ]
     for process in processes:
         process.start()
@@ -107,13 +132,19 @@ def die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
-def _ranked(
-    rank: int, world: int, port: int, timeout: timedelta, work: Callable[..., Any], arguments: tuple[Any, ...]
-) -> Any:
-    """What torchrun does for a process."""
-    os.environ |= {"RANK": str(rank), "WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+def _places(world: int) -> list[dict[str, str]]:
+    """What torchrun says to each process of a group, in its environment."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    all_of_them = {"WORLD_SIZE": str(world), "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
     if sys.platform == "linux":
-        os.environ["GLOO_SOCKET_IFNAME"] = "lo"
+        all_of_them["GLOO_SOCKET_IFNAME"] = "lo"
+    return [{**all_of_them, "RANK": str(rank)} for rank in range(world)]
+
+
+def _ranked(place: Mapping[str, str], timeout: timedelta, work: Callable[..., Any], arguments: tuple[Any, ...]) -> Any:
+    os.environ |= place
     ranks = FeatureRanks.from_environment(torch.device("cpu"), timeout)
     found = work(ranks, *arguments)
     ranks.barrier()
@@ -121,7 +152,8 @@ def _ranked(
     return found
 
 
-def _command(words: list[str], folder: Path) -> None:
+def _command(words: list[str], folder: Path, place: Mapping[str, str]) -> None:
+    os.environ |= place
     for stream, name in ((1, "out"), (2, "err")):
         os.dup2(os.open(folder / name, os.O_WRONLY | os.O_CREAT), stream)
     sys.argv = ["circuit-tracer", *words]

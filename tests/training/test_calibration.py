@@ -108,7 +108,7 @@ def settings_for(active: float) -> SparsitySection:
     return SparsitySection(activation="batch_topk", active=active)
 
 
-@hypothesis_settings(max_examples=40, deadline=None)
+@hypothesis_settings(max_examples=15, deadline=None)
 @given(
     st.integers(0, 99),
     st.sampled_from([1.0, 3.0, 8.0, 16.0]),

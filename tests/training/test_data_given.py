@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -36,6 +37,7 @@ from circuit_tracer.training.run.requirements import plan_run
 from tests.support.data_cases import batches, parts, same, tokenizer
 from tests.support.given_cases import HOOKS, SAID, D, given, made, opened, pieces
 from tests.support.loop_cases import numbers
+from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model
 from tests.support.train_cases import Stopped, settings, stop, whole
 
@@ -160,8 +162,7 @@ def test_autoencoders_of_written_rows_are_trained_started_from_and_measured(tmp_
     assert str(tmp_path) not in card
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("split", ["by document", "by rows", "apart"])
+@pytest.mark.parametrize(("kind", "split"), one_in(2, product(KINDS, ("by document", "by rows", "apart"))))
 def test_a_stream_of_given_rows_resumes_at_every_step(
     kind: str, split: str, at: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -16,6 +16,7 @@ import pytest
 from circuit_tracer.cli.train import split_overrides
 from circuit_tracer.training.config.files import dump, load
 from circuit_tracer.training.run import checkpoint
+from tests.support.process_cases import ranks_of_command
 from tests.support.train_cases import settings
 
 ROOT = Path(__file__).parents[2]
@@ -59,20 +60,39 @@ def torchrun(*words: object) -> subprocess.Popen[bytes]:
     return subprocess.Popen([*line, *map(str, words)], env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"})
 
 
-@pytest.mark.slow("torchrun imports everything four times")
+@pytest.mark.slow("torchrun imports everything three times")
 def test_torchrun_is_stopped_and_resumed_on_another_grid(tmp_path: Path) -> None:
     endless = {"run__tokens": 16 * 10**6, "data__epochs": None, "dictionary__features": 16}
     (tmp_path / "small.yaml").write_text(dump(settings(tmp_path, "run", **endless)))
-    reached, folder = 0, tmp_path / "run" / "checkpoints"
-    for groups, words in ((2, [tmp_path / "small.yaml"]), (1, [tmp_path / "run", "--resume"])):
-        job = torchrun("train", *words, "--run.data_parallel", groups)
-        end = time.monotonic() + 90
-        while time.monotonic() < end and ((last := checkpoint.latest(folder)) is None or last.step < reached + 6):
-            time.sleep(0.1)
-        job.send_signal(signal.SIGTERM)
-        job.wait(timeout=60)
-        last = checkpoint.latest(folder)
-        assert last is not None
-        assert last.step >= reached + 6
-        assert not list(folder.glob("*.partial"))
-        reached = last.step
+    job = torchrun("train", tmp_path / "small.yaml", "--run.data_parallel", 2)
+    reached = steps_begin(tmp_path / "run", 0)
+    job.send_signal(signal.SIGTERM)
+    job.wait(timeout=60)
+    assert stopped_at(tmp_path / "run") >= reached
+    words = ["train", tmp_path / "run", "--resume", "--run.data_parallel", 1]
+    ranks = ranks_of_command(2, *words, folder=tmp_path / "ranks")
+    further = steps_begin(tmp_path / "run", reached)
+    for process in ranks:
+        process.terminate()
+    for process in ranks:
+        process.join(60)
+        assert process.exitcode is not None
+    assert stopped_at(tmp_path / "run") >= further
+
+
+def steps_begin(run: Path, reached: int) -> int:
+    """The step of a checkpoint six steps or more behind the one that was reached, once it is there."""
+    end = time.monotonic() + 90
+    while time.monotonic() < end:
+        if (last := checkpoint.latest(run / "checkpoints")) is not None and last.step >= reached + 6:
+            return last.step
+        time.sleep(0.1)
+    raise AssertionError(f"no checkpoint six steps behind step {reached}")
+
+
+def stopped_at(run: Path) -> int:
+    """The step of the last checkpoint; none was left half written."""
+    last = checkpoint.latest(run / "checkpoints")
+    assert last is not None
+    assert not list((run / "checkpoints").glob("*.partial"))
+    return last.step
