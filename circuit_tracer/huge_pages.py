@@ -35,7 +35,10 @@ def _mapped(shape: Sequence[int], dtype: torch.dtype, device: torch.device | str
     size = math.prod(shape) * dtype.itemsize
     if torch.device(device).type != "cpu" or size < LEAST_BYTES or not hasattr(mmap, "MADV_HUGEPAGE"):
         return None
-    memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    try:
+        memory = mmap.mmap(-1, size, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    except OSError:  # there is no room: torch says so in its own words
+        return None
     with suppress(OSError):  # a system that was built without
         memory.madvise(mmap.MADV_HUGEPAGE)
     return torch.frombuffer(memory, dtype=dtype).view(*shape)
