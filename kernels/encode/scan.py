@@ -19,7 +19,7 @@ from circuit_tracer.workers import in_order, workers_on
 BLOCK = 2**21  # coarse pre-activations in hand: four megabytes
 TOKEN_BYTES = 5 * 2**19  # of the inputs of a block of tokens, at most
 TOKENS = 128  # a group, of which blocks are made
-MAX_ACTIVE = 0.1  # of a group's; with more, computing candidates again costs what the scan saves
+MAX_ACTIVE = 0.08  # of a group's; with more, computing candidates again costs what the scan saves
 
 
 def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | None:
