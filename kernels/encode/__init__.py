@@ -139,5 +139,5 @@ def _is_settled(x_BD: Tensor, weight_FD: Tensor) -> bool:
 
 
 def _compact(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, select: Callable[[Tensor], Tensor]) -> SparseActivations:
-    row, feature, value = found(x_BD, weight_FD, bias_F, select)
+    row, feature, value = found(x_BD, weight_FD, bias_F, lambda pre_BF, _: select(pre_BF))
     return SparseActivations.from_entries(row, feature, value, x_BD.shape[0], weight_FD.shape[0])

@@ -93,7 +93,8 @@ def _ordered(numbers: Tensor) -> np.ndarray:
     bits: np.ndarray = numbers.view(torch.int16).numpy()
     mask = bits >> 15
     mask &= 0x7FFF
-    return np.bitwise_xor(bits, mask, out=bits)
+    bits ^= mask
+    return bits
 
 
 def _chosen(rows: Rows, cuts: Cuts, row: Tensor, feature: Tensor, value: Tensor, k: int, ties: bool) -> Tensor:

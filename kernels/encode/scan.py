@@ -19,7 +19,7 @@ from circuit_tracer.workers import in_order, workers_on
 BLOCK = 2**21  # coarse pre-activations in hand: four megabytes
 TOKEN_BYTES = 5 * 2**19  # of the inputs of a block of tokens, at most
 TOKENS = 128  # a group, of which blocks are made
-MAX_ACTIVE = 0.1  # of a group's; with more, computing candidates again costs what the scan saves
+MAX_ACTIVE = 0.08  # of a group's; with more, computing candidates again costs what the scan saves
 
 
 def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | None:
@@ -42,6 +42,9 @@ def scan(rows: Rows, coarse: Coarse, cuts: Cuts, lifted_F: Tensor) -> Entries | 
         row, feature = candidates(coarse, coarse.tokens(part.x_BD, part.norm_B), lifted_F, memory)
         free.append(memory)
         found, row, feature = _full(part, cuts, row, feature)
+        if found and not row.shape[0]:
+            row, feature, value = joined(found)
+            return row.add_(start), feature, value
         value = part.pre_activations(row, feature)
         kept = part.settled(row, feature, cuts, cuts.undecided(part.losing_most), value)
         entries = row.index_select(0, kept), feature.index_select(0, kept), value.index_select(0, kept)
