@@ -32,7 +32,8 @@ GATHERED_BYTES = 128 * 2**20
 # Entries a feature up to which rows are read where they lie: packing them pays when most are read more often.
 FEW_READS = 6
 TOKENS_TOGETHER = 64  # in a piece of work whose rows are read where they lie
-LEAST_STRIPE = 64
+LEAST_STRIPE = 64  # columns
+SUMS_BYTES = 8 * 2**20  # of sums of features made at a time: more is fresh memory each time
 LEAST_WORK = 2**22  # products of a number and a number; with fewer, workers take longer to begin than they save
 
 Piece = TypeVar("Piece")
@@ -129,7 +130,7 @@ def _decode_in_place(out_BC: Tensor, sources: Sequence[Written], bags: Sequence[
                 sums_bC = of_rows.part(tokens, end).sums(one.weight_FC)
                 out_bC[:, one.start : one.start + one.weight_FC.shape[1]].add_(sums_bC)
 
-    _made(add, _token_blocks(out_BC.shape[0]), work, out_BC.device)
+    _made(add, _blocks(out_BC.shape[0], TOKENS_TOGETHER), work, out_BC.device)
 
 
 def value_gradients(grad_BC: Tensor | Striped, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
@@ -175,7 +176,7 @@ def _dots_in_place(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tenso
         )
         return dots_n
 
-    blocks = _token_blocks(entries.n_rows)
+    blocks = _blocks(entries.n_rows, TOKENS_TOGETHER)
     return torch.cat(_made(of_tokens, blocks, len(feature_n) * grad_BC.shape[1], grad_BC.device))
 
 
@@ -188,9 +189,13 @@ def weight_gradients(
         out_nC.zero_()
         return
 
+    ends = bags.pointer.tolist()
+
     def write(piece: tuple[Tensor, Tensor]) -> None:
         out_nw, grad_Bw = piece
-        out_nw.copy_(bags.sums(_mine.lent.memory.packed("gradients", grad_Bw, out_nC.dtype)))
+        packed_Bw = _mine.lent.memory.packed("gradients", grad_Bw, out_nC.dtype)
+        for rows in _blocks(stop - start, max(1, SUMS_BYTES // (out_nw.shape[1] * out_nw.element_size()))):
+            out_nw[rows].copy_(bags.part(rows, ends).sums(packed_Bw))
 
     pieces = [(out_nC[:, columns], grad_Bw) for columns, grad_Bw in _pieces(grad_BC, entries.n_rows)]
     _made(write, pieces, bags.index_n.shape[0] * out_nC.shape[1], out_nC.device)
@@ -228,8 +233,8 @@ def _read_in_place(entries: SparseActivations, weight_FC: Tensor, dtype: torch.d
     return few and weight_FC.device.type == "cpu" and weight_FC.dtype == dtype and weight_FC.is_contiguous()
 
 
-def _token_blocks(n_rows: int) -> list[slice]:
-    return [slice(start, min(start + TOKENS_TOGETHER, n_rows)) for start in range(0, n_rows, TOKENS_TOGETHER)]
+def _blocks(n_rows: int, together: int) -> list[slice]:
+    return [slice(start, min(start + together, n_rows)) for start in range(0, n_rows, together)]
 
 
 def _made(

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from circuit_tracer.kernels.decode import (
+    Striped,
     Written,
     decode_,
     decode_sources_,
@@ -37,6 +38,8 @@ DTYPES = list(TOLERANCE)
 each_dtype = pytest.mark.parametrize("dtypes", DTYPES, ids=lambda pair: "-".join(str(d)[6:] for d in pair))
 SHAPES = [(1, 1, 1), (0, 7, 60), (5, 1, 7), (63, 37, 60), (5, 7, 96), (17, 130, 123), (3, 37, 577)]  # B, F, C
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
+# In place or packed, whatever entries and features there are.
+each_way = pytest.mark.parametrize("few_reads", [0, 10**6], ids=["packed", "in place"])
 each_pattern = pytest.mark.parametrize("pattern", PATTERNS)
 
 
@@ -248,6 +251,47 @@ def test_a_token_does_not_depend_on_its_neighbours(dtypes: Dtypes) -> None:
 
 
 @each_dtype
+@each_pattern
+@each_way
+def test_rows_are_read_in_place_or_packed(
+    dtypes: Dtypes, pattern: str, few_reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Some tokens at a time, or all; decoded sums are the same to the bit."""
+    problem = draw(63, 37, 123, dtypes, pattern)
+    expected = decoded(problem)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.TOKENS_TOGETHER", 10)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.FEW_READS", few_reads)
+    assert_specified(problem, dtypes)
+    assert torch.equal(decoded(problem), expected)
+
+
+@each_dtype
+@each_pattern
+@each_way
+def test_stripes_give_the_same_gradients(
+    dtypes: Dtypes, pattern: str, few_reads: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.FEW_READS", few_reads)
+    for name, value in {"MIN_CHUNK": 20, "CHUNK_BYTES": 1, "LEAST_STRIPE": 15}.items():
+        monkeypatch.setattr(f"circuit_tracer.kernels.decode.columns.{name}", value)
+    grad_BC, entries, weight_FC = draw(63, 37, 120, dtypes, pattern)
+    striped = Striped.of(grad_BC, 30, torch.full((grad_BC.numel(),), torch.nan, dtype=grad_BC.dtype))
+    assert striped is not None
+    assert striped.stripe_KBw.shape == (8, 63, 15)
+    part, weight_Fc = slice(30, 90), weight_FC[:, 30:90].contiguous()
+    reference = exact((grad_BC[:, part], entries, weight_Fc))
+    found = value_gradients(striped.columns(part), entries, weight_Fc)
+    assert_close(found, specification.value_gradients(*reference), TOLERANCE[dtypes])
+    rows = weight_gradients(striped.columns(part), entries, 3, 20)
+    assert torch.equal(rows, weight_gradients(grad_BC[:, part], entries, 3, 20))
+
+
+def test_what_makes_no_even_stripes_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.CHUNK_BYTES", 1)
+    assert Striped.of(torch.zeros(5, 3 * 577), 577, torch.zeros(5 * 3 * 577)) is None
+
+
+@each_dtype
 @pytest.mark.parametrize("columns", [1, 7, 64])
 def test_chunks_of_columns_change_nothing(dtypes: Dtypes, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("circuit_tracer.kernels.decode.columns.MIN_CHUNK", columns)
@@ -256,8 +300,10 @@ def test_chunks_of_columns_change_nothing(dtypes: Dtypes, columns: int, monkeypa
 
 
 @each_dtype
-def test_the_number_of_workers_changes_no_bit(dtypes: Dtypes, monkeypatch: pytest.MonkeyPatch) -> None:
-    for name, value in {"MIN_CHUNK": 7, "CHUNK_BYTES": 1, "LEAST_WORK": 0}.items():
+@each_way
+def test_the_number_of_workers_changes_no_bit(dtypes: Dtypes, few_reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    changed = {"MIN_CHUNK": 7, "CHUNK_BYTES": 1, "LEAST_WORK": 0, "TOKENS_TOGETHER": 10, "FEW_READS": few_reads}
+    for name, value in changed.items():
         monkeypatch.setattr(f"circuit_tracer.kernels.decode.columns.{name}", value)
     out_BC, entries, weight_FC = problem = draw(63, 37, 123, dtypes)
 
@@ -271,11 +317,13 @@ def test_the_number_of_workers_changes_no_bit(dtypes: Dtypes, monkeypatch: pytes
 
 
 @each_dtype
+@each_way
 @pytest.mark.parametrize("columns", [7, 60, 64])
 def test_sources_together_give_what_they_give_one_after_the_other(
-    dtypes: Dtypes, columns: int, monkeypatch: pytest.MonkeyPatch
+    dtypes: Dtypes, few_reads: int, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each to columns of its own, whether chunks begin where theirs do or not; bitwise."""
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.FEW_READS", few_reads)
     out_BC, first, first_FC = draw(9, 37, 180, dtypes, seed=1)
     _, second, second_FC = draw(9, 31, 120, dtypes, seed=2)
     silent = first.keep(torch.zeros_like(first.feature, dtype=torch.bool))

@@ -9,6 +9,7 @@ from hypothesis import settings as hypothesis_settings
 from torch import Tensor
 
 from circuit_tracer.errors import NumericalError
+from circuit_tracer.training.config.schema import SparsitySection
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity import rule_of
 from circuit_tracer.training.step import step
@@ -168,3 +169,32 @@ def test_how_often_each_feature_fired_is_counted() -> None:
     for source, fired in enumerate(outcome.fired):
         pre = example.x_BSD[:, source] @ example.weights.W_enc[source].T + example.weights.b_enc[source]
         assert torch.equal(fired, (pre > 0).sum(0))
+
+
+@pytest.mark.slow("a step whose arrays are larger than every block: 5 s")
+def test_the_number_of_workers_changes_no_bit_of_a_large_step() -> None:
+    """Wide enough that encoders are scanned in several blocks, and products in several chunks and stripes."""
+    layers, width, n_features, n_tokens = 2, 768, 8192, 2048
+    generator = torch.Generator().manual_seed(0)
+    x_BSD, y_BSD = (torch.randn(n_tokens, layers, width, generator=generator) for _ in range(2))
+    dictionary = Dictionary.initial("clt", layers, n_features, width)
+    silent = [torch.zeros(n_features, dtype=torch.bool) for _ in range(layers)]
+
+    def found(n_workers: int) -> tuple[StepOutcome, dict[str, Tensor]]:
+        before = torch.get_num_threads()
+        torch.set_num_threads(n_workers)
+        try:
+            sink, batch = Collected(dictionary), Batch(list(x_BSD.unbind(1)), y_BSD)
+            moment = Moment(STEP, 16.0, 0.0, silent)
+            settings = SparsitySection(active=16.0)
+            return train_step(dictionary, batch, settings, moment, sink, FeatureRanks(), Scratch()), sink.found
+        finally:
+            torch.set_num_threads(before)
+
+    (one, alone), (two, together) = found(1), found(2)
+    assert sum(int(fired.sum()) for fired in one.fired) == 16 * layers * n_tokens
+    assert all(torch.equal(*pair) for pair in zip(one.fired, two.fired, strict=True))
+    assert alone.keys() == together.keys() == dictionary.tensors().keys()
+    for name, grad in alone.items():
+        if name != "b_dec":  # torch itself sums that, over its own threads
+            assert torch.equal(grad, together[name]), name
