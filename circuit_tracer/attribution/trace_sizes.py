@@ -28,7 +28,7 @@ SAMPLED_ROWS = 512  # that stand for all when a plan is made, so that it takes n
 BYTES_A_FEATURE, BYTES_A_SOURCE = 28, 8  # that is active; that writes to a layer (sources.py)
 BYTES_AN_ADDRESS = 56  # of a source whose decoder row is in a table, while a layer is read off (decoder_tables.py)
 BYTES_AN_EDGE = 24  # of a graph while it is checked: source, weight, and the target of each edge
-BYTES_A_THINNED_EDGE = 24  # beside it, while small edges are looked for: its size, step, place and mass (finished_block.py)
+BYTES_A_THINNED_EDGE = 24  # beside it, while small edges are looked for: size, step, place, mass (finished_block.py)
 # What glibc keeps for reuse of what a thread gave back, at most: M_TRIM_THRESHOLD, twice the largest array that it made no
 # mapping of its own for, which grows up to 32 MB.
 KEPT_BY_MALLOC = 64 * 2**20
