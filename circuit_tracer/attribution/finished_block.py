@@ -23,7 +23,7 @@ from circuit_tracer.attribution.nonzero import places_of_nonzero
 from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.kernels.device import sent
 
-_PIECE = 1 << 18  # edges whose absolute values stay in a CPU's cache until they are summed
+EDGES_A_PIECE = 1 << 18  # edges whose absolute values stay in a CPU's cache until they are summed
 _PIECE_ON_GPU = 1 << 26
 _GRID = {torch.float32: (torch.int32, 20, 1 << 11), torch.float64: (torch.int64, 49, 1 << 14)}  # sign, exponent, 3 bits
 
@@ -196,7 +196,7 @@ def _by_column(column_n: Tensor, weight_n: Tensor, width: int) -> Tensor:
 
 
 def _rows_a_piece(width: int, device: torch.device) -> int:
-    return max(1, (_PIECE if device.type == "cpu" else _PIECE_ON_GPU) // max(1, width))
+    return max(1, (EDGES_A_PIECE if device.type == "cpu" else _PIECE_ON_GPU) // max(1, width))
 
 
 def _sums(edges_TW: Tensor) -> tuple[Tensor, Tensor]:

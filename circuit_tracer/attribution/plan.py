@@ -45,8 +45,8 @@ class MemoryPlan:
         captured, made, state = (work.state(copies, self.keep_patterns) for copies in (CAPTURED, STATE_AT_ONCE, STATE))
         kept = work.decoder_rows if self.keep_decoder_rows else 0
         blocks = work.blocks(self.block_rows, self.block_numbers)
-        rows = work.edge_rows(blocks)
         workers = min(self.workers, work.at_once(blocks))
+        rows, unreturned = work.edge_rows(blocks, workers), work.unreturned(blocks, workers)
         gathered = 0 if self.keep_decoder_rows else workers * work.gathered(self.chunk_bytes)
         return {
             "run the model": {"frozen prompt": captured, "a layer at work": work.forward(self.keep_patterns)},
@@ -62,8 +62,15 @@ class MemoryPlan:
                 "weights of attention": work.projections if self.keep_projections else 0,
                 "rows in flight": work.in_flight(blocks, workers),
                 "finished rows": rows,
+                "small edges, looked for": work.thinning(workers) if work.n_pos > LONG else 0,
+                "kept for reuse by malloc": unreturned,
             },
-            "make the graph": {"frozen prompt": state, "finished rows": rows, "edges of the graph": work.graph()},
+            "make the graph": {
+                "frozen prompt": state,
+                "finished rows": rows,
+                "edges of the graph": work.graph(),
+                "kept for reuse by malloc": unreturned,
+            },
         }
 
     @property

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.attribution.decoder_rows import CHUNK_BYTES, stored_once
+from circuit_tracer.attribution.finished_block import EDGES_A_PIECE
 from circuit_tracer.attribution.row_blocks import BYTES_WAITING, BlockTree, most_rows
 from circuit_tracer.kernels.attend_back import BYTES_IN_FLIGHT, BYTES_IN_FLIGHT_ON_GPU
 from circuit_tracer.models.attention import QUERIES_A_TILE
@@ -27,6 +28,10 @@ SAMPLED_ROWS = 512  # that stand for all when a plan is made, so that it takes n
 BYTES_A_FEATURE, BYTES_A_SOURCE = 28, 8  # that is active; that writes to a layer (sources.py)
 BYTES_AN_ADDRESS = 56  # of a source whose decoder row is in a table, while a layer is read off (decoder_tables.py)
 BYTES_AN_EDGE = 24  # of a graph while it is checked: source, weight, and the target of each edge
+BYTES_A_THINNED_EDGE = 24  # beside it, while small edges are looked for: size, step, place, mass (finished_block.py)
+# What glibc keeps for reuse of what a thread gave back, at most: M_TRIM_THRESHOLD, twice the largest array that it made no
+# mapping of its own for, which grows up to 32 MB.
+KEPT_BY_MALLOC = 64 * 2**20
 ATTENTION_COPIES = 4  # of a layer's scores while its softmax is taken
 # arrays (L, P, D): inputs and outputs; then errors (twice) and constants too; and all that exists while these are made
 CAPTURED, STATE, STATE_AT_ONCE = 2, 5, 6
@@ -212,9 +217,27 @@ class TraceSizes:
         """Errors of a position: of MLPs, and with a dictionary of attention as many of these."""
         return self.config.n_layers * (2 if self.attention else 1)
 
-    def edge_rows(self, blocks: list[tuple[int, int, float]]) -> int:
-        """Finished rows (finished_rows.py)."""
-        return int(sum(rows * many * int(self.width_P[n_pos - 1]) for rows, n_pos, many in blocks)) * self.item
+    def edge_rows(self, blocks: list[tuple[int, int, float]], workers: int = 1) -> int:
+        """Finished rows (finished_rows.py), and those that are being finished.
+
+        Where the rows stand that will matter most is not known: all are taken to stand where active features do, but the
+        blocks in hand are as wide as any can be.
+        """
+        widest = int(self.width_P[-1])
+        every = sum(rows * many * int(self.width_P[n_pos - 1]) for rows, n_pos, many in blocks)
+        wider = max((rows * (widest - int(self.width_P[n_pos - 1])) for rows, n_pos, _ in blocks), default=0)
+        return int(every + workers * wider) * self.item
+
+    def thinning(self, workers: int) -> int:
+        """Beside the finished rows, while each worker looks which edges of a piece are small (finished_block.py)."""
+        return workers * BYTES_A_THINNED_EDGE * max(int(self.width_P[-1]), EDGES_A_PIECE)
+
+    def unreturned(self, blocks: list[tuple[int, int, float]], workers: int) -> int:
+        """What the allocator of a CPU's memory keeps of gradients and edges that are done with: for each worker, and for the
+        thread that waits for them.
+        """
+        gradient = max((rows * n_pos for rows, n_pos, _ in blocks), default=0) * self.config.d_model * self.item
+        return 0 if self.on_gpu else (workers + 1) * min(KEPT_BY_MALLOC, gradient)
 
     def in_flight(self, blocks: list[tuple[int, int, float]], workers: int = 1) -> int:
         """For each worker: gradients of the largest block, and what a chunk of it takes on its way through a layer

@@ -107,7 +107,7 @@ def test_blocks_keep_their_laws(
 def test_pieces_of_sums_do_not_matter(monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(CASES[0])
     expected = attribute(IDS, model, max_feature_nodes=20)
-    monkeypatch.setattr(finished_block, "_PIECE", 100)
+    monkeypatch.setattr(finished_block, "EDGES_A_PIECE", 100)
     assert_same(attribute(IDS, model, max_feature_nodes=20), expected)
 
 
