@@ -91,8 +91,8 @@ def test_a_transcoder_format(sources: Sources) -> None:
 def test_a_kernel(sources: Sources) -> None:
     """It is picked up by the tests of all operations."""
     sources.follow("A kernel")
-    arguments = ("-q", "-p", "no:cacheprovider", "tests/kernels/test_every_operation.py", "-k", "add_rows or folder")
-    printed = sources.run("-m", "pytest", *arguments)
+    arguments = ("-q", "-p", "no:cacheprovider", "-m", "slow or not slow", "-k", "add_rows or folder")
+    printed = sources.run("-m", "pytest", *arguments, "tests/kernels/test_every_operation.py")
     assert int(printed.split(" passed")[0].split()[-1]) == 10
 
 

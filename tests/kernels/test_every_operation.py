@@ -24,7 +24,14 @@ DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 TRITON = [] if find_spec("triton") is None else ["triton"]
 
 PROBLEMS = [
-    pytest.param(each, way, dtypes, shape, id="-".join([each.name, way, *(str(d)[6:] for d in dtypes), str(number)]))
+    pytest.param(
+        each,
+        way,
+        dtypes,
+        shape,
+        id="-".join([each.name, way, *(str(d)[6:] for d in dtypes), str(number)]),
+        marks=[pytest.mark.slow("further shapes")] if number else [],
+    )
     for each in OPERATIONS
     for way in ("torch", *TRITON)
     for dtypes in getattr(each, way)

@@ -54,7 +54,12 @@ def same_end(run: Run, folder: Path) -> None:
     ("run", "background"),
     [
         pytest.param(Run("clt", "batch_topk", steps=30), True, id="clt-batch_topk-float32-background"),
-        pytest.param(Run("skip", "jumprelu", "bfloat16", steps=30), False, id="skip-jumprelu-bfloat16"),
+        pytest.param(
+            Run("skip", "jumprelu", "bfloat16", steps=30),
+            False,
+            id="skip-jumprelu-bfloat16",
+            marks=pytest.mark.slow("sixteen processes more"),
+        ),
     ],
 )
 def test_killed_at_chosen_moments(run: Run, background: bool, tmp_path: Path) -> None:
