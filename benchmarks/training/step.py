@@ -37,7 +37,7 @@ from torch import Tensor
 
 from benchmarks.common.harness import process_peak_gb, versions
 from benchmarks.training.synthetic import SyntheticActivations
-from circuit_tracer.kernels.decode import Striped, Written
+from circuit_tracer.kernels.decode.columns import Striped, Written
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch

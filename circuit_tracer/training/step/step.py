@@ -15,7 +15,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from circuit_tracer.kernels.decode import Striped, gradients, value_gradients, value_sums, weight_gradients
+from circuit_tracer.kernels.decode import gradients, value_gradients, value_sums, weight_gradients
+from circuit_tracer.kernels.decode.columns import Striped
 from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import SparsitySection
