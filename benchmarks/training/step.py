@@ -37,7 +37,7 @@ from torch import Tensor
 
 from benchmarks.common.harness import process_peak_gb, versions
 from benchmarks.training.synthetic import SyntheticActivations
-from circuit_tracer.kernels.decode.columns import Striped, Written
+from circuit_tracer.kernels.decode import Written
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.data.batch import ActivationBatch
@@ -52,9 +52,8 @@ from circuit_tracer.training.step import outputs, step
 from circuit_tracer.training.step.normalisation import Normalisation
 
 ENTRY_BYTES = 12  # feature and value of an entry
-SCHEDULE_TOKENS = (
-    10**8
-)  # of the run these are the first steps of: by a tenth of so short a one, most features were dead
+# Of the run of which these are the first steps: after a tenth of so short a one, most features would be dead.
+SCHEDULE_TOKENS = 10**8
 CACHED_BYTES = 2**19  # of an array that stays in a core's second cache while it is copied
 PHASES = ("encode", "select", "decode", "value gradients", "weight gradients", "adam")
 
@@ -131,16 +130,14 @@ def _decode_work(_: None, out_BC: Tensor, sources: Sequence[Written]) -> Work:
     return flops, moved, flops / 2 * out_BC.element_size()
 
 
-def _value_work(_: Tensor, grad: Tensor | Striped, entries: SparseActivations, weight_FC: Tensor) -> Work:
-    flops, grad_BC = _flops(entries, weight_FC), _whole(grad)
+def _value_work(_: Tensor, grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Work:
+    flops = _flops(entries, weight_FC)
     return flops, _touched(entries, weight_FC) + _size(grad_BC), flops / 2 * grad_BC.element_size()
 
 
-def _weight_work(
-    found_nC: Tensor, grad: Tensor | Striped, entries: SparseActivations, start: int, stop: int, *_: Any
-) -> Work:
+def _weight_work(found_nC: Tensor, grad_BC: Tensor, entries: SparseActivations, start: int, stop: int, *_: Any) -> Work:
     """Gradients of outputs are read once a source."""
-    pointers, grad_BC = entries.columns.feature_ptr, _whole(grad)
+    pointers = entries.columns.feature_ptr
     n = int(pointers[stop] - pointers[start])
     read = n * grad_BC.shape[1]
     moved = _size(found_nC) + (_size(grad_BC) if start == 0 else 0.0)
@@ -176,10 +173,6 @@ def _flops(entries: SparseActivations, weight_FC: Tensor) -> float:
 def _touched(entries: SparseActivations, weight_FC: Tensor) -> float:
     rows = int((torch.bincount(entries.feature, minlength=1) > 0).sum())
     return rows * weight_FC.shape[1] * weight_FC.element_size()
-
-
-def _whole(array: Tensor | Striped) -> Tensor:
-    return array.array_BC if isinstance(array, Striped) else array
 
 
 def _size(tensor: Tensor) -> float:

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from circuit_tracer.kernels.decode import columns
-from circuit_tracer.kernels.decode.columns import Striped, Written
+from circuit_tracer.kernels.decode.columns import Written
 from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 
@@ -56,18 +56,18 @@ def decode_sources_(out_BC: Tensor, sources: Sequence[Written]) -> None:
         columns.decode_(out_BC, sources)
 
 
-def value_gradients(grad_BC: Tensor | Striped, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
+def value_gradients(grad_BC: Tensor, entries: SparseActivations, weight_FC: Tensor) -> Tensor:
     """<grad[token], weight[feature]> of every entry: (n,), in the dtype of ``grad_BC`` (B, C), which may be a column slice.
 
     Args:
-        grad_BC: (B, C), may be a column slice; on a CPU also in stripes.
+        grad_BC: (B, C), may be a column slice.
         entries: Of tokens and features.
         weight_FC: (F, C) of any floating dtype.
 
     Returns:
         (n,) gradients, entry by entry.
     """
-    if isinstance(grad_BC, Tensor) and on_gpu(grad_BC):
+    if on_gpu(grad_BC):
         from circuit_tracer.kernels.decode import triton
 
         return triton.value_gradients(grad_BC, entries, weight_FC)
@@ -75,7 +75,7 @@ def value_gradients(grad_BC: Tensor | Striped, entries: SparseActivations, weigh
 
 
 def weight_gradients(
-    grad_BC: Tensor | Striped, entries: SparseActivations, start: int, stop: int, out_nC: Tensor | None = None
+    grad_BC: Tensor, entries: SparseActivations, start: int, stop: int, out_nC: Tensor | None = None
 ) -> Tensor:
     """Rows ``start`` to ``stop`` of the gradient of the decoder: sum over tokens of value * grad[token], (stop - start, C).
 
@@ -83,7 +83,7 @@ def weight_gradients(
     slice; written to ``out_nC`` if given: memory used again is much faster than fresh memory.
 
     Args:
-        grad_BC: (B, C), may be a column slice; on a CPU also in stripes.
+        grad_BC: (B, C), may be a column slice.
         entries: Of tokens and features.
         start: The first row.
         stop: The one behind the last.
@@ -92,13 +92,12 @@ def weight_gradients(
     Returns:
         (stop - start, C), in the dtype of `grad_BC`.
     """
-    if isinstance(grad_BC, Tensor) and on_gpu(grad_BC):
+    if on_gpu(grad_BC):
         from circuit_tracer.kernels.decode import triton
 
         return triton.weight_gradients(grad_BC, entries, start, stop, out_nC)
     if out_nC is None:
-        whole_BC = grad_BC.array_BC if isinstance(grad_BC, Striped) else grad_BC
-        out_nC = whole_BC.new_empty(stop - start, whole_BC.shape[1])
+        out_nC = grad_BC.new_empty(stop - start, grad_BC.shape[1])
     columns.weight_gradients(grad_BC, entries, start, stop, out_nC)
     return out_nC
 

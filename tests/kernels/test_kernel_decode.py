@@ -11,7 +11,6 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from circuit_tracer.kernels.decode import (
-    Striped,
     Written,
     decode_,
     decode_sources_,
@@ -19,6 +18,7 @@ from circuit_tracer.kernels.decode import (
     value_gradients,
     weight_gradients,
 )
+from circuit_tracer.kernels.decode import columns as columns_module
 from circuit_tracer.kernels.decode import naive as specification
 from circuit_tracer.kernels.decode.cases import PATTERNS, draw
 from circuit_tracer.kernels.decode.columns import gathered_dots
@@ -38,8 +38,6 @@ DTYPES = list(TOLERANCE)
 each_dtype = pytest.mark.parametrize("dtypes", DTYPES, ids=lambda pair: "-".join(str(d)[6:] for d in pair))
 SHAPES = [(1, 1, 1), (0, 7, 60), (5, 1, 7), (63, 37, 60), (5, 7, 96), (17, 130, 123), (3, 37, 577)]  # B, F, C
 each_shape = pytest.mark.parametrize("shape", SHAPES, ids=str)
-# In place or packed, whatever entries and features there are.
-each_way = pytest.mark.parametrize("few_reads", [0, 10**6], ids=["packed", "in place"])
 each_pattern = pytest.mark.parametrize("pattern", PATTERNS)
 
 
@@ -228,6 +226,12 @@ def test_what_is_not_finite_stays_with_its_token_and_feature(dtypes: Dtypes, pla
 # The same result however it is computed
 
 
+def in_chunks_of(columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From now on so many columns are a chunk, converted or not."""
+    for name in ("MOST_COLUMNS", "LEAST_COLUMNS", "LEAST_CONVERTED", "CONVERTED_BYTES"):
+        monkeypatch.setattr(columns_module, name, 1 if name == "CONVERTED_BYTES" else columns)
+
+
 @each_dtype
 @each_pattern
 def test_two_runs_are_bitwise_equal(dtypes: Dtypes, pattern: str) -> None:
@@ -251,60 +255,16 @@ def test_a_token_does_not_depend_on_its_neighbours(dtypes: Dtypes) -> None:
 
 
 @each_dtype
-@each_pattern
-@each_way
-def test_rows_are_read_in_place_or_packed(
-    dtypes: Dtypes, pattern: str, few_reads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Some tokens at a time, or all; decoded sums are the same to the bit."""
-    problem = draw(63, 37, 123, dtypes, pattern)
-    expected = decoded(problem)
-    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.TOKENS_TOGETHER", 10)
-    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.FEW_READS", few_reads)
-    assert_specified(problem, dtypes)
-    assert torch.equal(decoded(problem), expected)
-
-
-@each_dtype
-@each_pattern
-@each_way
-def test_stripes_give_the_same_gradients(
-    dtypes: Dtypes, pattern: str, few_reads: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.FEW_READS", few_reads)
-    for name, value in {"MIN_CHUNK": 20, "CHUNK_BYTES": 1, "LEAST_STRIPE": 15}.items():
-        monkeypatch.setattr(f"circuit_tracer.kernels.decode.columns.{name}", value)
-    grad_BC, entries, weight_FC = draw(63, 37, 120, dtypes, pattern)
-    striped = Striped.of(grad_BC, 30, torch.full((grad_BC.numel(),), torch.nan, dtype=grad_BC.dtype))
-    assert striped is not None
-    assert striped.stripe_KBw.shape == (8, 63, 15)
-    part, weight_Fc = slice(30, 90), weight_FC[:, 30:90].contiguous()
-    reference = exact((grad_BC[:, part], entries, weight_Fc))
-    found = value_gradients(striped.columns(part), entries, weight_Fc)
-    assert_close(found, specification.value_gradients(*reference), TOLERANCE[dtypes])
-    rows = weight_gradients(striped.columns(part), entries, 3, 20)
-    assert torch.equal(rows, weight_gradients(grad_BC[:, part], entries, 3, 20))
-
-
-def test_what_makes_no_even_stripes_stays_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.CHUNK_BYTES", 1)
-    assert Striped.of(torch.zeros(5, 3 * 577), 577, torch.zeros(5 * 3 * 577)) is None
-
-
-@each_dtype
 @pytest.mark.parametrize("columns", [1, 7, 64])
 def test_chunks_of_columns_change_nothing(dtypes: Dtypes, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.MIN_CHUNK", columns)
-    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.CHUNK_BYTES", 1)
+    in_chunks_of(columns, monkeypatch)
     assert_specified(draw(9, 37, 123, dtypes), dtypes)
 
 
 @each_dtype
-@each_way
-def test_the_number_of_workers_changes_no_bit(dtypes: Dtypes, few_reads: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    changed = {"MIN_CHUNK": 7, "CHUNK_BYTES": 1, "LEAST_WORK": 0, "TOKENS_TOGETHER": 10, "FEW_READS": few_reads}
-    for name, value in changed.items():
-        monkeypatch.setattr(f"circuit_tracer.kernels.decode.columns.{name}", value)
+def test_the_number_of_workers_changes_no_bit(dtypes: Dtypes, monkeypatch: pytest.MonkeyPatch) -> None:
+    in_chunks_of(7, monkeypatch)
+    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.LEAST_WORK", 0)
     out_BC, entries, weight_FC = problem = draw(63, 37, 123, dtypes)
 
     def found(n_workers: int) -> list[Tensor]:
@@ -317,21 +277,18 @@ def test_the_number_of_workers_changes_no_bit(dtypes: Dtypes, few_reads: int, mo
 
 
 @each_dtype
-@each_way
 @pytest.mark.parametrize("columns", [7, 60, 64])
 def test_sources_together_give_what_they_give_one_after_the_other(
-    dtypes: Dtypes, few_reads: int, columns: int, monkeypatch: pytest.MonkeyPatch
+    dtypes: Dtypes, columns: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Each to columns of its own, whether chunks begin where theirs do or not; bitwise."""
-    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.FEW_READS", few_reads)
     out_BC, first, first_FC = draw(9, 37, 180, dtypes, seed=1)
     _, second, second_FC = draw(9, 31, 120, dtypes, seed=2)
     silent = first.keep(torch.zeros_like(first.feature, dtype=torch.bool))
     expected, together_BC = out_BC.clone(), out_BC.clone()
     decode_(expected, first, first_FC)
     decode_(expected[:, 60:], second, second_FC)
-    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.MIN_CHUNK", columns)
-    monkeypatch.setattr("circuit_tracer.kernels.decode.columns.CHUNK_BYTES", 1)
+    in_chunks_of(columns, monkeypatch)
     sources = [Written(first, first_FC, 0), Written(second, second_FC, 60), Written(silent, first_FC, 0)]
     decode_sources_(together_BC, sources)
     assert torch.equal(together_BC, expected)
@@ -343,9 +300,36 @@ def test_sources_together_give_what_they_give_one_after_the_other(
 def test_gathering_gives_the_same_dot_products(
     dtypes: Dtypes, pattern: str, bytes_at_a_time: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The way of devices that have no sampled products."""
+    """The way of other devices."""
     monkeypatch.setattr("circuit_tracer.kernels.decode.columns.GATHERED_BYTES", bytes_at_a_time)
     problem = draw(9, 37, 123, dtypes, pattern)
     expected = specification.value_gradients(*exact(problem))
     if len(expected):
         assert_close(gathered_dots(*problem), expected, TOLERANCE[dtypes])
+
+
+@each_dtype
+@each_pattern
+def test_bags_give_the_same_sums(dtypes: Dtypes, pattern: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The way of other devices."""
+    problem = draw(9, 37, 123, dtypes, pattern)
+    grad_BC, entries, _ = problem
+    expected = decoded(problem), weight_gradients(grad_BC, entries, 3, 20)
+
+    def in_bags(sums: columns_module._Sums, out_Sw: Tensor, rows_Rw: Tensor, added: bool) -> None:
+        out_Sw.copy_(sums.in_bags(rows_Rw.contiguous()) + (out_Sw if added else 0))
+
+    monkeypatch.setattr(columns_module._Sums, "to_", in_bags)
+    found = decoded(problem), weight_gradients(grad_BC, entries, 3, 20)
+    for one, other in zip(found, expected, strict=True):
+        assert_close(one, other.double(), TOLERANCE[dtypes])
+
+
+@pytest.mark.parametrize("n_columns", [1, 255, 576, 2304, 17280])
+@pytest.mark.parametrize("rows", [torch.float32, torch.bfloat16], ids=str)
+def test_chunks_are_even_and_cover_all_columns(n_columns: int, rows: torch.dtype) -> None:
+    found = columns_module.chunks(torch.empty(1, n_columns), [torch.empty(4096, 1, dtype=rows)])
+    assert [place for one in found for place in range(one.start, one.stop)] == list(range(n_columns))
+    assert found[0].stop <= (1152 if rows == torch.float32 else 128)
+    assert len(found) >= min(4, n_columns // 256)
+    assert found[0].stop - (found[-1].stop - found[-1].start) <= len(found)

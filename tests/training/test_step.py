@@ -173,7 +173,7 @@ def test_how_often_each_feature_fired_is_counted() -> None:
 
 @pytest.mark.slow("a step whose arrays are larger than every block: 5 s")
 def test_the_number_of_workers_changes_no_bit_of_a_large_step() -> None:
-    """Wide enough that encoders are scanned in several blocks, and products in several chunks and stripes."""
+    """Wide enough that encoders are scanned in several blocks, and products in several chunks."""
     layers, width, n_features, n_tokens = 2, 768, 8192, 2048
     generator = torch.Generator().manual_seed(0)
     x_BSD, y_BSD = (torch.randn(n_tokens, layers, width, generator=generator) for _ in range(2))

@@ -177,7 +177,7 @@ def _step(work: TrainingCost) -> dict[str, int]:
     sparsity = work.config.sparsity
     # for each number of a token's inputs: the batch as it comes, normalised, outputs; what dead features and derivatives add
     numbers = 3 + 2 * (sparsity.aux_active > 0) + 3 * (sparsity.jacobian_weight > 0)
-    numbers += work.further_outputs + (1 + work.prefixes) * work.on_cpu  # there gradients of outputs in stripes besides
+    numbers += work.further_outputs
     return {
         "batch, outputs and errors": 4 * work.width * (work.batch * work.sides + work.part * numbers),
         "active entries": _entry_bytes(work, "most", work.part),

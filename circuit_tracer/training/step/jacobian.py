@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from circuit_tracer.kernels.decode import decode_, value_gradients, weight_gradients
-from circuit_tracer.kernels.decode.columns import Striped
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from circuit_tracer.training.sparsity.selection import Selection
@@ -32,7 +31,7 @@ class Matched:
         dictionary: Dictionary,
         source: int,
         encoder_fD: Tensor,
-        decoder: list[tuple[SparseActivations, Tensor | Striped, slice]],
+        decoder: list[tuple[SparseActivations, Tensor, slice]],
     ) -> None:
         """Add one source's gradients: c times the own-layer block of its decoder row, and v' to its encoder row."""
         own = slice(0, dictionary.d_model)

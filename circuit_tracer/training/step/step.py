@@ -16,7 +16,6 @@ import torch
 from torch import Tensor
 
 from circuit_tracer.kernels.decode import gradients, value_gradients, value_sums, weight_gradients
-from circuit_tracer.kernels.decode.columns import Striped
 from circuit_tracer.kernels.device import on_gpu
 from circuit_tracer.kernels.sparse_activations import SparseActivations
 from circuit_tracer.training.config.schema import SparsitySection
@@ -102,7 +101,7 @@ class _Parts:
     encoder_fD: Tensor
     bias_f: Tensor
     # (values, gradients of outputs): each adds sum_b value * gradient to decoder rows; the slice says which columns
-    decoder: list[tuple[SparseActivations, Tensor | Striped, slice]] = field(default_factory=list)
+    decoder: list[tuple[SparseActivations, Tensor, slice]] = field(default_factory=list)
     whole_fC: Tensor | None = (
         None  # the sum of the first of these for all rows, where it was computed with the values' gradient
     )
@@ -153,10 +152,8 @@ def train_step(
     prefixes.collect_(grad_BMSD)
     sink.gradient("b_dec", grad_BMSD[:, 0].sum(0))
     step.skip_gradient(grad_BMSD[:, 0])
-    grad_RC = grad_BMSD.view(-1, dictionary.b_dec.numel())
-    striped = _striped(grad_RC, dictionary.d_model, scratch)
     for source in range(dictionary.n_layers):
-        step.source(source, grad_RC, striped)
+        step.source(source, grad_BMSD)
     for name, parts in step.shared.items():
         sink.gradient(name, torch.stack(parts))
     return StepOutcome(terms, error_S, step.fired(), selection.cut)
@@ -298,15 +295,11 @@ class _Step:
             layers.append(grad_DD)
         self.sink.gradient("W_skip", torch.stack(layers))
 
-    def source(self, source: int, grad_RC: Tensor, striped: Striped | None) -> None:
-        """All gradients of one source layer, its decoder last: until then its rows must stay as they are.
-
-        grad_RC: of what all layers write, a row a token and prefix; on a CPU also in stripes.
-        """
+    def source(self, source: int, grad_BMSD: Tensor) -> None:
+        """All gradients of one source layer, its decoder last: until then its rows must stay as they are."""
         dictionary = self.dictionary
         columns = dictionary.columns(source)
-        grad = grad_RC[:, columns] if striped is None else striped.columns(columns)
-        parts = self._reconstruction(source, grad)
+        parts = self._reconstruction(source, grad_BMSD.view(-1, dictionary.b_dec.numel())[:, columns])
         if self.aux is not None:
             self._through_dead(source, self.aux, columns, parts)
         if self.derivative is not None:
@@ -319,12 +312,12 @@ class _Step:
         self.sink.gradient(f"b_enc.{source}", parts.bias_f)
         self._hand_over_decoder(source, parts)
 
-    def _reconstruction(self, source: int, grad_RC: Tensor | Striped) -> _Parts:
+    def _reconstruction(self, source: int, grad_RC: Tensor) -> _Parts:
         """What the main loss, the penalty and a rule's own losses say about one source. grad_RC: a row a token and prefix."""
         entries, x_BD, decoder = self.selection.entries[source], self.batch.x_SBD[source], self.dictionary.W_dec[source]
         activations, whole_fC = self.selection.activations(source), None
         written = self.prefixes.spread(activations, self.dictionary.owned.start)
-        if isinstance(grad_RC, Tensor) and on_gpu(grad_RC):
+        if on_gpu(grad_RC):
             whole_fC = self.scratch.take("decoder", grad_RC, *decoder.shape)
             da_n, _ = gradients(grad_RC, written, decoder, whole_fC)
         else:
@@ -379,7 +372,7 @@ class _Step:
         (entries, grad_BC, _), *others = parts.decoder
         grad_nC = parts.whole_fC
         if grad_nC is None:
-            grad_nC = self.scratch.take("decoder", self.batch.y_BSD, rows.stop - rows.start, width)
+            grad_nC = self.scratch.take("decoder", grad_BC, rows.stop - rows.start, width)
             weight_gradients(grad_BC, entries, rows.start, rows.stop, grad_nC)
         for entries, grad_BC, columns in others:
             grad_nC[:, columns] += weight_gradients(grad_BC, entries, rows.start, rows.stop)
@@ -390,13 +383,6 @@ class _Step:
                 ids, dead_nC = ids[first:last] - rows.start, dead_nC[first:last]
             grad_nC.index_add_(0, ids, dead_nC)
         return grad_nC
-
-
-def _striped(grad_RC: Tensor, width: int, scratch: Scratch) -> Striped | None:
-    """Gradients as products of sources on a CPU read them, each source those of all layers after it: cut up once a step."""
-    if on_gpu(grad_RC):
-        return None
-    return Striped.of(grad_RC, width, scratch.take("stripes", grad_RC, grad_RC.numel()))
 
 
 def _row_blocks(rows: slice, width: int, n_bytes: int) -> Iterator[slice]:
