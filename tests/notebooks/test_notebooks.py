@@ -181,7 +181,7 @@ def test_run_again_they_show_the_same(path: Path, tmp_path: Path) -> None:
 def test_a_real_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("nbclient")
     monkeypatch.setenv("NOTEBOOK_MODEL", str(saved("smollm2", tmp_path / "smollm2")))
-    monkeypatch.setenv("NOTEBOOK_TOKENS", "4096")
+    monkeypatch.setenv("NOTEBOOK_TOKENS", "8192")
     found = "\n".join(run.texts(run.executed(read(run.HERE / "2_real_model.ipynb"), tmp_path)))
     assert re.search(r"targets: ' Paris'", found)
     assert (tmp_path / "graph.svg").stat().st_size > 0
