@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import subprocess
+import sys
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -39,6 +40,7 @@ class Benchmark:
 
 
 MODEL, CLT, WIDE = "{WORK}/smollm2-hf", "{WORK}/clt-256", "{WORK}/clt-2048"
+GEMMA = "{WORK}/files/gemma-3-270m-q4_k_m.gguf"
 DICTIONARIES = f"{CLT} {{WORK}}/plt-256 {{WORK}}/plt-256-skip"
 SMALL = ("smollm2-hf", "clt-256", "plt-256", "plt-256-skip")
 
@@ -120,13 +122,19 @@ CPU = (
         Benchmark(
             f"neurons-{name}",
             f"neurons.{name}",
-            f"--{flag} {MODEL} --results neurons_{name}.json",
-            ("smollm2-hf",),
+            f"{models} --results neurons_{name}.json",
+            ("smollm2-hf", "files"),
             minutes,
         )
-        for name, flag, minutes in (("cost", "models", 1), ("ablation", "models", 4), ("agreement", "model", 4))
+        for name, models, minutes in (
+            ("cost", f"--models {MODEL} {GEMMA}", 2),
+            ("ablation", f"--models {MODEL} {GEMMA}", 8),
+            ("agreement", f"--model {MODEL}", 4),
+        )
     ),
-    Benchmark("throughput", "many.throughput", "", (), 1),
+    Benchmark(
+        "throughput", "many.throughput", "--peer {WORK}/peer --peer-prompts 10 --work {WORK}/records", ("peer",), 2
+    ),
     Benchmark(
         "throughput-smollm2",
         "many.throughput",
@@ -198,6 +206,7 @@ MADE: dict[str, list[str]] = {
     "corpus": [str(ROOT / "recipes" / "smollm2" / "corpus.sh"), "{WORK}/corpus"],
     "large-corpus": [str(ROOT / "recipes" / "smollm2" / "corpus.sh"), "{WORK}/large-corpus", "1200000"],
     "smollm2-hf": [*our_command("inputs.prepare_models"), MODEL],
+    "files": [sys.executable, str(ROOT / "tests" / "fetch_models.py"), "{WORK}/files"],
 }
 for _name, _words in (
     ("clt-256", "--kind clt --features 256 --active 4"),
