@@ -86,7 +86,7 @@ CPU = (
     ),
     Benchmark("kernels", "kernels.speed", "", (), 5),
     Benchmark("kernels-compiled", "kernels.compiled", "", (), 4),
-    Benchmark("encoding", "kernels.screening", f"--model {MODEL} --transcoders {WIDE}", ("smollm2-hf", "clt-2048"), 5),
+    Benchmark("encoding", "kernels.screening", f"--model {MODEL} --transcoders {WIDE}", ("smollm2-hf", "clt-2048"), 2),
     Benchmark(
         "viewer",
         "viewer",

@@ -30,3 +30,12 @@ def test_where_the_system_has_none_arrays_are_those_of_torch(monkeypatch: pytest
     monkeypatch.delattr("mmap.MADV_HUGEPAGE", raising=False)
     assert not huge_pages.zeros((2048, 1024), torch.float32).any()
     assert huge_pages.empty((2048, 1024), torch.float32).shape == (2048, 1024)
+
+
+def test_where_memory_is_at_an_end_torch_is_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    def no_room(*_: object, **__: object) -> None:
+        raise OSError("Cannot allocate memory")
+
+    monkeypatch.setattr("mmap.mmap", no_room)
+    assert not huge_pages.zeros((2048, 1024), torch.float32).any()
+    assert huge_pages.empty((2048, 1024), torch.float32).shape == (2048, 1024)

@@ -10,6 +10,7 @@ process; its first and its second trace stand beside. Nothing is reported where 
 from __future__ import annotations
 
 import argparse
+import os
 import statistics
 import subprocess
 import sys
@@ -33,11 +34,11 @@ def command_of(python: Path) -> Path:
 
 
 def seconds(command: list[str], runs: int) -> list[float]:
-    """What each call took, all but the first."""
-    taken = []
+    """What each call took, all but the first. Of the package that is installed there, whatever is on the path here."""
+    taken, environment = [], {name: value for name, value in os.environ.items() if name != "PYTHONPATH"}
     for _ in range(runs + 1):
         start = time.perf_counter()
-        ended = subprocess.run(command, capture_output=True, text=True)
+        ended = subprocess.run(command, capture_output=True, text=True, env=environment)
         taken.append(time.perf_counter() - start)
         if ended.returncode:
             raise SystemExit(f"{' '.join(command)} ended with status {ended.returncode}\n{ended.stderr[-2000:]}")

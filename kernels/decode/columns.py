@@ -27,10 +27,9 @@ from circuit_tracer.workers import in_order, workers_on
 MOST_COLUMNS = 1152
 LEAST_COLUMNS = 256
 PARTS = 4
-CONVERTED_BYTES = (
-    3 * 2**19
-)  # of a chunk that is converted first, in a core's second cache beside what is made of it, ...
-LEAST_CONVERTED = 128  # ... and the fewest columns of one
+# Of a chunk that is converted first, in a core's second cache beside what is made of it, and the fewest columns of one.
+CONVERTED_BYTES = 3 * 2**19
+LEAST_CONVERTED = 128
 GATHERED_BYTES = 128 * 2**20
 LEAST_WORK = 2**22  # products of a number and a number; with fewer, workers take longer to begin than they save
 
@@ -164,19 +163,22 @@ class _Sums:
 
     def to_(self, out_Sw: Tensor, rows_Rw: Tensor, added: bool) -> None:
         """Write the sums, or add them to what is there. Both of the dtype of the values."""
-        if out_Sw.device.type == "cpu":
+        if _has_sparse_products(out_Sw.device):
             matrix = csr(self.pointer, self.index_n, self.value_n, (len(out_Sw), len(rows_Rw)))
             torch.addmm(out_Sw, matrix, rows_Rw, beta=int(added), out=out_Sw)
-        elif added:
-            out_Sw.add_(self.in_bags(rows_Rw))
-        else:
-            out_Sw.copy_(self.in_bags(rows_Rw))
-
-    def in_bags(self, rows_Rw: Tensor) -> Tensor:
-        """The sums (S, w), on any device."""
-        return functional.embedding_bag(
+            return
+        sums_Sw = functional.embedding_bag(
             self.index_n, rows_Rw, self.pointer, per_sample_weights=self.value_n, mode="sum", include_last_offset=True
         )
+        if added:
+            out_Sw.add_(sums_Sw)
+        else:
+            out_Sw.copy_(sums_Sw)
+
+
+def _has_sparse_products(device: torch.device) -> bool:
+    """That write to columns of an array; elsewhere rows are summed in bags."""
+    return device.type == "cpu"
 
 
 class _Memory:
