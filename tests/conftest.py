@@ -11,9 +11,11 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 from collections import Counter
 
 import hypothesis
+import numpy as np
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
@@ -52,6 +54,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 raise pytest.UsageError(f"{item.nodeid} does not say why it is slow: mark it slow('why')")
             long.add(item.path)
     items.sort(key=lambda item: item.path not in long)
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_setup() -> None:
+    """Random numbers are the same whichever tests ran before in this process."""
+    torch.manual_seed(0)
+    np.random.seed(0)
+    random.seed(0)
 
 
 @pytest.hookimpl(trylast=True)

@@ -37,6 +37,7 @@ from circuit_tracer.probes.windows import windows
 from circuit_tracer.transcoders.neurons import Neurons
 from circuit_tracer.transcoders.router import Router
 from tests.support.autoencoders import random_autoencoders
+from tests.support.dictionaries import uniform
 from tests.support.tiny import tiny_model, tiny_transcoder
 
 TEXTS = [one.text for one in world.two_hops()[:20:3]] + ["the opposite of big is small", "after Monday comes Tuesday"]
@@ -222,10 +223,12 @@ def test_scores_of_every_kind_of_dictionary_are_exact(architecture: str, diction
     if dictionary in ("autoencoders", "switch"):
         transcoders = random_autoencoders(16, "hook_resid_post", (0, 1, 2), n_features=20)
         for layer in range(3) if dictionary == "switch" else ():
-            transcoders[layer].router = Router(torch.randn(2, 16), torch.randn(2), 20)
+            transcoders[layer].router = Router(uniform(2, 16), uniform(2), 20)
     else:
         transcoders = Neurons(parts) if dictionary == "neurons" else tiny_transcoder(activation=dictionary)
     subject = Subject(parts, None, transcoders)
+    # norms round to float32 whatever a model's dtype, and differently beside other texts: an ulp of terms of some tens
+    close = {"rtol": 1e-5, "atol": 1e-5}
     chance = torch.Generator().manual_seed(2)
     watched = [
         Probe(
@@ -248,9 +251,9 @@ def test_scores_of_every_kind_of_dictionary_are_exact(architecture: str, diction
         for text, found in zip(texts, scores, strict=True):
             here = read_batch(subject, [text], Reads.of(probe))[0]
             expected = scored(probe, here).tokens[torch.from_numpy(text.counted)]
-            torch.testing.assert_close(found[:, number], expected.to(found), rtol=1e-5, atol=1e-6)
+            torch.testing.assert_close(found[:, number], expected.to(found), **close)
     every = torch.cat([columns(watched[1], read_batch(subject, [text], Reads.of(watched[1]))[0])[1:] for text in texts])
-    torch.testing.assert_close(scorer.columns(1, rows), every.to(scorer.dtype), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scorer.columns(1, rows), every.to(scorer.dtype), **close)
 
 
 def test_features_of_an_autoencoder_at_the_place_are_what_it_rebuilds_there() -> None:
