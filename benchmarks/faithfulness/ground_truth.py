@@ -88,7 +88,7 @@ def missed(world_: dict[str, Any]) -> list[str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="only every n-th statement, for a try")
-    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--results", type=Path, default=RESULTS / "ground_truth.json")
     args = parser.parse_args()
     torch.set_num_threads(1)
     start, results = time.perf_counter(), describe()
