@@ -2,6 +2,8 @@
 
 Triton kernels are compiled where there is a GPU, and interpreted elsewhere: decided before anything imports triton.
 
+Of a test marked `few` the default set takes CASES of its cases, spread over all of them; the others are slow tests.
+
 Files with slow tests are begun first, so that no worker (`make test` has several, each with whole files) is left with one
 at the end. A test may take LIMIT seconds; one that takes longer is marked slow("why"), and whatever is not is named at the
 end of a run.
@@ -12,7 +14,7 @@ from __future__ import annotations
 import gc
 import os
 import random
-from collections import Counter
+from collections import Counter, defaultdict
 
 import hypothesis
 import numpy as np
@@ -33,6 +35,8 @@ hypothesis.settings.register_profile("busy machine", deadline=None, derandomize=
 hypothesis.settings.load_profile("busy machine")
 
 LIMIT = 20.0
+CASES = 3
+GOLDEN = (5**0.5 - 1) / 2
 taken: Counter[str] = Counter()  # seconds by test, of those that do not say why they take long
 
 
@@ -46,6 +50,7 @@ def pytest_collection_finish() -> None:
     gc.freeze()
 
 
+@pytest.hookimpl(tryfirst=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     long = set()
     for item in items:
@@ -54,6 +59,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
                 raise pytest.UsageError(f"{item.nodeid} does not say why it is slow: mark it slow('why')")
             long.add(item.path)
     items.sort(key=lambda item: item.path not in long)
+    _leave_few(items)
+
+
+def _leave_few(items: list[pytest.Item]) -> None:
+    """Places at multiples of the golden ratio: in a product of lists they take values of each list, whatever their lengths."""
+    cases = defaultdict(list)
+    for item in items:
+        if item.get_closest_marker("few") and not item.get_closest_marker("slow"):
+            cases[item.nodeid.partition("[")[0]].append(item)
+    for alike in cases.values():
+        for place, item in enumerate(alike):
+            if place * GOLDEN % 1 >= CASES / len(alike):
+                item.add_marker(pytest.mark.slow(f"one of {len(alike)} cases of a test"))
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -44,6 +44,7 @@ def test_nothing_is_collected_inside_and_what_is_made_there_is_old() -> None:
     assert gc.isenabled()
 
 
+@pytest.mark.slow("takes 3.1 s")
 def test_what_was_made_inside_can_be_collected() -> None:
     with collection_put_off():
         thing = Thing()

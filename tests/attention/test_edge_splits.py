@@ -74,6 +74,7 @@ def sums_are_the_edge(told: EdgeExplanation, tolerance: float = 1e-9) -> None:
     assert told.rest.mass >= abs(told.rest.weight) - tolerance * mass
 
 
+@pytest.mark.few
 @every_architecture
 def test_sums_are_the_edge_in_every_architecture(name: str, number: int) -> None:
     model, graph = any_architecture(name, number)
@@ -83,6 +84,7 @@ def test_sums_are_the_edge_in_every_architecture(name: str, number: int) -> None
     sums_are_the_edge(explain_edge(graph, source, target, model, paths=3))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dtype", EXACT, ids=str)
 @each_case
 def test_sums_are_the_edge_for_all_kinds_of_nodes(case: Case, dtype: torch.dtype) -> None:
@@ -91,6 +93,7 @@ def test_sums_are_the_edge_for_all_kinds_of_nodes(case: Case, dtype: torch.dtype
         sums_are_the_edge(explain_edge(graph, source, target, model), EXACT[dtype])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("side", ["both", "query", "key"])
 @each_case
 def test_what_a_target_reads_before_the_source_is_no_part_of_an_edge(case: Case, side: str) -> None:
@@ -224,6 +227,7 @@ def test_in_a_model_of_one_layer_first_last_and_all_heads_are_the_same() -> None
             close(path.weight, float(told.first[path.heads[0]]), told.weight)
 
 
+@pytest.mark.slow("takes 2.9 s")
 @settings(max_examples=12, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(st.data())
 def test_any_model_any_targets(data: st.DataObject) -> None:

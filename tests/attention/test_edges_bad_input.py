@@ -92,6 +92,7 @@ OTHERS: dict[str, Callable[[], ReplacementModel]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("other", OTHERS.values(), ids=OTHERS)
 @pytest.mark.parametrize("fingerprint", [True, False], ids=["with fingerprints", "without"])
 def test_another_model(

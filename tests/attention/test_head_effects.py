@@ -84,6 +84,7 @@ def losses_by_hand(parts: ModelParts, heads: list[tuple[int, int]], how: str) ->
     return tuple(float(-log[:, start : start + block - 1].mean()) for start in (length - 2 * block, length - block))  # type: ignore[return-value]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("how", ["zero", "mean"])
 def test_losses_without_heads(model: Any, how: Any) -> None:
     parts = bind(model, "tiny")

@@ -29,7 +29,6 @@ from tests.support.induction import (
     induction_transcoders,
 )
 from tests.support.kept import kept
-from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model, tiny_transcoder
 
 TEXTS = [[1, 5, 5, 9, 5, 9, 7, 9], [3, 3, 3], [8, 4, 2, 6, 8, 4, 2, 6]]  # repeats at once, thrice, and of a block
@@ -66,6 +65,7 @@ def by_loops(parts: Any, texts: list[list[int]]) -> dict[str, Tensor]:
     return means
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", ["llama", "gemma2", "gemma3", "gpt_oss", "gpt2", "gpt_neox", "olmo2", "gpt_bigcode"])
 def test_scores_are_their_definitions(name: str) -> None:
     """Grouped queries, soft caps, windows and sinks, whose rows sum to less than one, included."""
@@ -146,7 +146,8 @@ def read_at_once() -> HeadTable:
     return diagnose_heads(tiny_model("gemma3"), TEXTS, ablate=3)
 
 
-@pytest.mark.parametrize("batch_tokens", one_in(2, [1, 10, 1000]))
+@pytest.mark.few
+@pytest.mark.parametrize("batch_tokens", [1, 10, 1000])
 def test_batches_and_lengths_change_nothing(batch_tokens: int) -> None:
     """Sequences of several lengths, read alone or together: there is no padding that could count."""
     texts, one = [*TEXTS, *TEXTS[::-1]], read_at_once()

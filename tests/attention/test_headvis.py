@@ -116,6 +116,7 @@ def test_a_heads_sequences_hold_its_patterns(folder: Path, table: HeadTable, mod
     assert written["statistics"]["mean_max_activation"] == pytest.approx(mean, abs=1e-4)
 
 
+@pytest.mark.slow("takes 1.6 s")
 def test_the_same_table_gives_the_same_bytes_in_groups_of_layers(
     folder: Path, table: HeadTable, model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

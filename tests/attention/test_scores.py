@@ -24,7 +24,6 @@ from circuit_tracer.models.queries_keys import read_scores
 from tests.support.edge_cases import any_architecture, with_scores
 from tests.support.induction import FIRST, INDUCTION, PREVIOUS_TOKEN, induction_model, induction_transcoders
 from tests.support.kept import kept
-from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
 
@@ -52,7 +51,8 @@ def sums(explained: ScoreExplanation) -> tuple[Tensor, Tensor]:
     return explained.query_side.values, explained.key_side.values
 
 
-@pytest.mark.parametrize(("case", "dtype"), one_in(3, product(SUMMED, (torch.float64, torch.float32))), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("case", "dtype"), product(SUMMED, (torch.float64, torch.float32)), ids=str)
 def test_both_sides_and_all_pairs_add_up_to_the_score(case: Case, dtype: torch.dtype) -> None:
     """Every contrast at every place: they take turns from case to case."""
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-5}[dtype]
@@ -359,6 +359,7 @@ _PARTS = ("input_string", "input_tokens", "active_features", "cfg", "selected_fe
 ROUNDED = ("cohere", "ernie4_5", "hunyuan_vl", "llama4")  # their own pass rounds rotary embeddings to float32
 
 
+@pytest.mark.few
 @with_scores
 def test_sums_pairs_and_contrasts_of_every_architecture(number: int, name: str) -> None:
     model, graph = any_architecture(name, number)

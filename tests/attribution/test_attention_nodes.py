@@ -36,7 +36,6 @@ from circuit_tracer.transcoders.neurons import Neurons
 from circuit_tracer.transcoders.neurons_elsewhere import with_neurons
 from tests.support.attention_cases import KINDS, autoencoders, dictionary, with_attention
 from tests.support.kept import kept
-from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, assert_equal, assert_same_graph, build, one_each, rotation
 
@@ -61,7 +60,8 @@ def traced(kind: str) -> tuple[ReplacementModel, Graph]:
     return model, attribute(IDS, model, max_n_logits=3)
 
 
-@pytest.mark.parametrize(("case", "kind"), one_in(3, (turn for turn in TURNS if possible(*turn))), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("case", "kind"), (turn for turn in TURNS if possible(*turn)), ids=str)
 def test_graphs_equal_the_reference(case: Case, kind: str) -> None:
     model = with_attention(case, kind)
     graph = attribute(IDS, model, max_n_logits=3)
@@ -136,6 +136,7 @@ def test_pruning_and_scores_equal_the_reference(kind: str) -> None:
     assert set(of_errors.tolist()) == {-1, -2}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("architecture", ["llama-bias", "gpt_neox"])
 def test_edges_are_effects_of_interventions(architecture: str, kind: str) -> None:

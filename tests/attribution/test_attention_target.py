@@ -17,7 +17,6 @@ from circuit_tracer.models.queries_keys import read_scores
 from circuit_tracer.models.run import read
 from circuit_tracer.models.sites import width_at
 from tests.support.autoencoders import random_autoencoders
-from tests.support.thinned import one_in
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each
 
 PLACES = [(2, 1, 5, 4), (1, 0, 3, 3), (0, 1, 4, 3), (2, 3, -1, -2)]  # within every window
@@ -34,7 +33,8 @@ SIDES = ("both", "query", "key")
 IN_TURN = [(case, SIDES[(place + turn) % 3]) for place, case in enumerate(one_each()) for turn in range(3)]
 
 
-@pytest.mark.parametrize(("case", "side"), one_in(3, IN_TURN), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("case", "side"), IN_TURN, ids=str)
 def test_rows_sum_to_the_score_and_contrasts_to_the_difference_of_logs(case: Case, side: Any) -> None:
     model = build(case)
     captured = capture(model.parts, IDS)
@@ -81,6 +81,7 @@ STREAMS = ("hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out
 WITH_HEADS = ("gemma2", "gpt2", "llama-bias", "gpt_oss", "gpt_neox")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("architecture", "place"),
     [*(("gemma2", place) for place in STREAMS), *((name, "attn.hook_z") for name in WITH_HEADS)],

@@ -33,6 +33,7 @@ def edges(rows: DecoderRows, n_pos: int) -> Tensor:
     return out
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("gathered", [1, 2**20])
 def test_rows_stored_once_give_the_edges_of_rows_for_each_source(

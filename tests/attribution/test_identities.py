@@ -14,7 +14,6 @@ from circuit_tracer.attribution.prompt import LinearPrompt, encode_prompt, linea
 from circuit_tracer.attribution.reference import FrozenModel
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
-from tests.support.thinned import one_in
 from tests.support.tracing_cases import IDS, Case, assert_equal, build, one_each, rotation
 
 # relative to the mass of the row; bfloat16 rounds the model's own activations to 8 bits (0.011 is the worst seen)
@@ -35,7 +34,8 @@ def in_both_precisions() -> list[tuple[Case, torch.dtype]]:
 Run = Callable[[Tensor, Tensor], tuple[list[Tensor] | Tensor, Tensor]]  # (P, D), (L, P, D) -> inputs, final
 
 
-@pytest.mark.parametrize(("case", "dtype"), one_in(9, in_both_precisions()), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("case", "dtype"), in_both_precisions(), ids=str)
 def test_every_row_sums_to_what_its_target_reads(case: Case, dtype: torch.dtype) -> None:
     model = build(case, dtype)
     for budget in (None, 7):
@@ -70,7 +70,8 @@ def test_edges_run_from_lower_to_higher_layers_and_never_leftwards(case: Case) -
     assert ((target < layout.error_start) | (target >= layout.target_start)).all()
 
 
-@pytest.mark.parametrize("case", one_in(3, one_each()), ids=str)  # columns of the Jacobian below, for every case
+@pytest.mark.few
+@pytest.mark.parametrize("case", one_each(), ids=str)  # columns of the Jacobian below, for every case
 def test_every_edge_is_the_effect_of_its_intervention_in_the_frozen_network(case: Case) -> None:
     model = build(case)
     graph = attribute(IDS, model, max_n_logits=3)
@@ -83,7 +84,8 @@ def test_every_edge_is_the_effect_of_its_intervention_in_the_frozen_network(case
         assert_equal(rows(matrix, graph)[:, node], effect)
 
 
-@pytest.mark.parametrize("case", one_in(3, one_each()), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize("case", one_each(), ids=str)
 def test_edges_are_effects_of_interventions_in_the_transformers_model(case: Case) -> None:
     model = build(case)
     graph = attribute(IDS, model, max_n_logits=3)
@@ -94,6 +96,7 @@ def test_edges_are_effects_of_interventions_in_the_transformers_model(case: Case
         assert_equal(rows(matrix, graph)[:, node], after - before)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", one_each(), ids=str)
 def test_rows_are_the_jacobian_of_the_frozen_network(case: Case) -> None:
     model = build(case)

@@ -30,6 +30,7 @@ def after(rows: int, seen: list[int]) -> Callable[[str, int, int], None]:
     return progress
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize("budget", [None, 40], ids=lambda budget: f"budget={budget}")
 @pytest.mark.parametrize("rows", [1, 4, 10])
@@ -68,6 +69,7 @@ def test_an_interrupt_before_any_row_is_passed_on(monkeypatch: pytest.MonkeyPatc
         attribute(IDS, build(CASES[0]))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", CASES, ids=str)
 @pytest.mark.parametrize(
     "options", [{}, {"max_feature_nodes": 40}, {"max_feature_nodes": 40, "keep_edge_mass": 0.8}], ids=str

@@ -15,7 +15,6 @@ from circuit_tracer.graph.graph import Graph
 from circuit_tracer.progress import silent
 from circuit_tracer.replacement_model import ReplacementModel
 from circuit_tracer.transcoders import encoding
-from tests.support.thinned import one_in
 from tests.support.tracing_cases import IDS, Case, assert_equal, build
 
 CASES = [
@@ -40,9 +39,8 @@ def assert_same(found: Graph, expected: Graph, tolerance: float = 1e-12) -> None
         assert_equal(getattr(found.balance, name), getattr(expected.balance, name), tolerance)
 
 
-@pytest.mark.parametrize(
-    ("case", "budget", "batch_size"), one_in(5, product(CASES, BUDGETS, (1, 2, 7, 10_000))), ids=str
-)
+@pytest.mark.few
+@pytest.mark.parametrize(("case", "budget", "batch_size"), product(CASES, BUDGETS, (1, 2, 7, 10_000)), ids=str)
 def test_batch_size_does_not_matter(case: Case, budget: int | None, batch_size: int) -> None:
     model, options = build(case), {"max_n_logits": 5, "max_feature_nodes": budget}
     found = attribute(IDS, model, batch_size=batch_size, **options)
@@ -70,7 +68,8 @@ def test_number_of_blocks_a_sweep_does_not_matter(case: Case, monkeypatch: pytes
         assert_same(attribute(IDS, model), expected)
 
 
-@pytest.mark.parametrize(("case", "budget"), one_in(5, product(CASES, BUDGETS)), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("case", "budget"), product(CASES, BUDGETS), ids=str)
 def test_rounds_of_the_selection_do_not_matter(case: Case, budget: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(case)
     expected = attribute(IDS, model, max_feature_nodes=budget)

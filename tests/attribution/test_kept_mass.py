@@ -16,13 +16,13 @@ from circuit_tracer.attribution.finished_block import FinishedBlock, SparseEdges
 from circuit_tracer.attribution.plan import kept_mass
 from circuit_tracer.attribution.sweep import EdgeBlock
 from circuit_tracer.errors import InputError
-from tests.support.thinned import one_in
 from tests.support.tracing_cases import IDS, Case, assert_equal, build
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
 each_share = pytest.mark.parametrize("share", [0.5, 0.9, 0.99, 1.0])
 
 
+@pytest.mark.few
 @each_case
 @each_share
 def test_what_is_dropped_is_little_and_counted(case: Case, share: float) -> None:
@@ -46,7 +46,8 @@ def test_what_is_dropped_is_little_and_counted(case: Case, share: float) -> None
     assert thin.provenance["dropped_mass"] == pytest.approx(worst, abs=1e-9)
 
 
-@pytest.mark.parametrize(("case", "budget", "batch_size"), one_in(5, product(CASES, (13, 40), (1, 7))), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("case", "budget", "batch_size"), product(CASES, (13, 40), (1, 7)), ids=str)
 def test_chunks_do_not_matter_then_either(case: Case, budget: int, batch_size: int) -> None:
     model = build(case)
     expected = attribute(IDS, model, max_feature_nodes=budget, keep_edge_mass=0.8)

@@ -26,7 +26,6 @@ from circuit_tracer.attribution.sweep import EdgeBlock, Sweep
 from circuit_tracer.attribution.trace_sizes import TraceSizes
 from circuit_tracer.errors import InputError, ResourceError
 from circuit_tracer.sizes import parse_bytes
-from tests.support.thinned import one_in
 from tests.support.tracing_cases import IDS, Case, assert_same_graph, build
 
 each_case = pytest.mark.parametrize("case", CASES, ids=str)
@@ -42,7 +41,8 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[MemoryPlan]:
     return made
 
 
-@pytest.mark.parametrize(("case", "budget"), one_in(4, itertools.product(CASES, (None, 13, 40))), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("case", "budget"), itertools.product(CASES, (None, 13, 40)), ids=str)
 def test_half_of_what_is_needed_gives_the_same_graph(case: Case, budget: int | None, plans: list[MemoryPlan]) -> None:
     model = build(case)
     expected = attribute(IDS, model, max_feature_nodes=budget)
@@ -52,6 +52,7 @@ def test_half_of_what_is_needed_gives_the_same_graph(case: Case, budget: int | N
     assert plans[1].block_rows < plans[0].block_rows or not plans[1].keep_decoder_rows
 
 
+@pytest.mark.slow("takes 2 s")
 @settings(max_examples=15, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
 @given(data=st.data())
 def test_any_budget_that_is_accepted_gives_the_reference_graph(data: st.DataObject, plans: list[MemoryPlan]) -> None:
@@ -141,9 +142,10 @@ ERRORS = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("case", "error"),
-    one_in(4, itertools.product(CASES, ERRORS)),
+    itertools.product(CASES, ERRORS),
     ids=lambda each: str(each) if isinstance(each, Case) else type(each).__name__,
 )
 def test_a_failed_allocation_halves_the_rows_and_loses_none(

@@ -117,6 +117,7 @@ def test_read_vectors_give_activations_and_neurons_the_mlps_output(name: str) ->
         assert_equal(written + neurons.output_bias(layer, lambda x=x: x), y, rounded)  # type: ignore[misc]
 
 
+@pytest.mark.few
 @each_architecture
 def test_all_neurons_leave_no_error_and_give_what_autograd_gives_under_relps_rules(name: str) -> None:
     graph, model = whole_graph(name), model_of(name)

@@ -26,6 +26,7 @@ def sizes(config: ModelConfig, n_pos: int, n_rows: int | None, active: int = 50)
     return TraceSizes(config, counts, counts.cumsum(0), 10, min(n_rows or total, total), 16384, False, 4)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("config", [SMOLLM2, GEMMA2], ids=["smollm2", "gemma2"])
 @pytest.mark.parametrize("n_rows", [None, 4096], ids=["all features", "4096 features"])
 @pytest.mark.parametrize("budget", [4, 64, 10**6], ids="{}GB".format)

@@ -35,6 +35,7 @@ def test_the_graph_is_that_of_one_process(world: int, tmp_path: Path) -> None:
                 same(values, expected[name], err_msg=f"{case} {options} {name} of rank {rank}", **tolerance)
 
 
+@pytest.mark.slow("takes 6.7 s")
 def test_when_one_process_has_too_little_memory_none_goes_on(tmp_path: Path) -> None:
     said = results(together(2, rank_traces.refused, CASES[0], folder=tmp_path, limit=200))
     assert said[0] == "ResourceError: another process has too little memory for its share of this trace"

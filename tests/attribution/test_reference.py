@@ -19,7 +19,6 @@ from circuit_tracer.graph.scores import graph_scores
 from circuit_tracer.models.run import implementation
 from circuit_tracer.models.sites import SITES
 from circuit_tracer.replacement_model import ReplacementModel
-from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model, tiny_transcoder
 from tests.support.tracing_cases import (
     ACTIVATIONS,
@@ -58,7 +57,8 @@ TARGETS: dict[str, list[Any]] = {
 }
 
 
-@pytest.mark.parametrize("case", one_in(3, rotation()), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize("case", rotation(), ids=str)
 def test_engine_equals_reference_for_every_architecture_and_hook(case: Case) -> None:
     model = build(case)
     assert_same_graph(attribute(IDS, model, max_n_logits=3), reference_graph(model, IDS, max_n_logits=3))
@@ -73,13 +73,15 @@ def test_tokens_are_the_same_behind_the_first_attention_and_before_it(
     assert_same_graph(attribute(IDS, model, max_n_logits=3), reference_graph(model, IDS, max_n_logits=3))
 
 
-@pytest.mark.parametrize("case", one_in(5, EVERY_KIND), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize("case", EVERY_KIND, ids=str)
 def test_engine_equals_reference_for_every_kind_of_transcoder(case: Case) -> None:
     model, ids = build(case, n_features=6), IDS[:4]
     assert_same_graph(attribute(ids, model, max_n_logits=2), reference_graph(model, ids, max_n_logits=2))
 
 
-@pytest.mark.parametrize(("case", "kind"), one_in(2, product(FEW, TARGETS)), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("case", "kind"), product(FEW, TARGETS), ids=str)
 def test_engine_equals_reference_for_every_kind_of_target(case: Case, kind: str) -> None:
     model, targets = build(case), TARGETS[kind]
     for position in (-1, 2, 0) if case == FEW[0] else (-1,):
@@ -87,7 +89,8 @@ def test_engine_equals_reference_for_every_kind_of_target(case: Case, kind: str)
         assert_same_graph(found, reference_graph(model, IDS, targets, position=position))
 
 
-@pytest.mark.parametrize("case", [*one_in(4, rotation()[::3]), *FEW], ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize("case", [*rotation()[::3], *FEW], ids=str)
 def test_engine_equals_reference_for_directions_at_every_site(case: Case) -> None:
     model = build(case)
     refused = {"hook_attn_out", "hook_mlp_out"} if model.parts.parallel else set()
@@ -98,13 +101,15 @@ def test_engine_equals_reference_for_directions_at_every_site(case: Case) -> Non
     assert_same_graph(found, reference_graph(model, IDS, [3, *targets, FeatureTarget(1, 2, 3)]))
 
 
-@pytest.mark.parametrize(("case", "left_out"), one_in(5, product(FEW, ([], [0, 1], [2], [0, 5]))), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("case", "left_out"), product(FEW, ([], [0, 1], [2], [0, 5])), ids=str)
 def test_engine_equals_reference_for_any_positions_left_out(case: Case, left_out: list[int]) -> None:
     model = build(case)
     found = attribute(IDS, model, zero_positions=left_out, max_n_logits=2)
     assert_same_graph(found, reference_graph(model, IDS, left_out=left_out, max_n_logits=2))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("probability", [0.01, 0.3, 0.6, 0.95, 1.0])
 def test_engine_and_reference_choose_the_same_salient_tokens(probability: float) -> None:
     model = build(FEW[0])
@@ -153,7 +158,8 @@ def test_reference_is_affine_in_its_sources(case: Case) -> None:
         assert_equal(sum_of - none, (one - none) - 2 * (two - none), 1e-12)
 
 
-@pytest.mark.parametrize(("case", "budget"), one_in(5, product(one_each(), (None, 9))), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("case", "budget"), product(one_each(), (None, 9)), ids=str)
 def test_influence_pruning_and_scores_equal_the_reference(case: Case, budget: int | None) -> None:
     model = build(case)
     graph = attribute(IDS, model, max_n_logits=3, max_feature_nodes=budget)

@@ -37,6 +37,7 @@ def same_bits(found: Graph, expected: Graph) -> bool:
     return all(torch.equal(*pair) for pair in [*pairs, (found.selected_features, expected.selected_features)])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("shared", [False, True], ids=["blocks alone", "sources shared"])
 @pytest.mark.parametrize("options", [{}, {"max_feature_nodes": 40}, {"keep_edge_mass": 0.8}], ids=str)
 def test_the_number_of_workers_changes_no_bit(

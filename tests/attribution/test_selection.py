@@ -26,14 +26,14 @@ from circuit_tracer.attribution.task import Options
 from circuit_tracer.attribution.trace import begin, encode, make_linear, plan_for
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.graph.scores import graph_scores
-from tests.support.thinned import one_in
 from tests.support.tracing_cases import IDS, Case, assert_same_graph, build, one_each
 
 each_case = pytest.mark.parametrize("case", one_each(), ids=str)
 LAYERED = Case("llama", "clt", True, "mlp.hook_in")
 
 
-@pytest.mark.parametrize("case", one_in(3, one_each()), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize("case", one_each(), ids=str)
 def test_selection_equals_its_definition_on_dense_matrices(case: Case) -> None:
     model = build(case)
     whole = reference_graph(model, IDS, max_n_logits=3)
@@ -44,7 +44,8 @@ def test_selection_equals_its_definition_on_dense_matrices(case: Case) -> None:
         assert_same_graph(found, keep_features(whole, select_features(whole, budget)))
 
 
-@pytest.mark.parametrize(("case", "more"), one_in(5, product(one_each(), (None, 0, "N", "N+5"))), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("case", "more"), product(one_each(), (None, 0, "N", "N+5")), ids=str)
 def test_no_budget_or_a_large_one_keeps_all_active_features(case: Case, more: int | str | None) -> None:
     model = build(case)
     n = len(attribute(IDS, model).active_features)
@@ -131,6 +132,7 @@ def random_graph(seed: int, counts: list[int], tail: float) -> ReferenceGraph:
     return ReferenceGraph(edges, nothing, nothing, nothing, active, nothing[:n], torch.arange(n), weight, n_errors, 1)
 
 
+@pytest.mark.slow("takes 1.9 s")
 @settings(max_examples=100, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 10**6),

@@ -41,6 +41,7 @@ def loaded(layers: tuple[int, ...], name: str = "llama", **how: Any) -> Replacem
     return ReplacementModel.from_model(tiny_model(name), some(layers, **how), None, name)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("layers", "name", "how"), CASES.values(), ids=CASES)
 def test_graphs_of_some_layers_equal_the_reference(layers, name, how):
     model = loaded(layers, name, **how)

@@ -61,6 +61,7 @@ def assert_same(found: object, expected: Graph, tolerance: float | None = None) 
     }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("budget", [None, 11], ids=lambda budget: f"budget={budget}")
 @pytest.mark.parametrize("case", CASES, ids=str)
 def test_graphs_are_those_of_single_prompts(case: Case, budget: int | None) -> None:
@@ -108,6 +109,7 @@ ODD: dict[str, tuple[list[int], list[Any] | None, dict[str, Any]]] = {  # length
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("lengths", "targets", "options"), ODD.values(), ids=ODD)
 def test_odd_prompts_and_options(lengths: list[int], targets: list[Any] | None, options: dict[str, Any]) -> None:
     model, generator = build(Case("llama", activation="topk")), torch.Generator().manual_seed(1)

@@ -29,6 +29,7 @@ def found() -> dict[str, Any]:
     return measure(EVERY)
 
 
+@pytest.mark.slow("takes 5.5 s")
 def test_the_entity_is_in_the_graph_and_its_features_carry_the_answer(found: dict[str, Any]) -> None:
     """Far below what is published, far above what chance gives."""
     trained = found["trained"]

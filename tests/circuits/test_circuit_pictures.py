@@ -52,6 +52,7 @@ def by_layer(graph: Graph) -> Grouping:
     return Grouping(tuple(groups))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("suffix", sorted(MAGIC))
 @pytest.mark.parametrize("options", [{}, {"style": "graph", "theme": "dark"}], ids=["circuit", "graph"])
 def test_every_format_and_the_same_file_each_time(suffix: str, options: dict[str, Any], tmp_path: Path) -> None:
@@ -110,6 +111,7 @@ def boxes_and_shares(case: str) -> tuple[list[Box], torch.Tensor]:
     return boxes, share
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", ["deep", "wide", "long-names", "one-token"])
 def test_nothing_hides_behind_anything(case: str) -> None:
     boxes, share = boxes_and_shares(case)

@@ -42,6 +42,7 @@ def completed(line: str) -> list[str]:
     return shell(_CIRCUIT_TRACER_COMPLETE="complete_bash", COMP_WORDS=line, COMP_CWORD=str(len(words) - 1)).split()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("line", "expected"),
     [

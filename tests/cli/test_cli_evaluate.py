@@ -38,6 +38,7 @@ def configuration(tmp_path: Path, text: Path, folders: Folders) -> Path:
     return path
 
 
+@pytest.mark.slow("takes 3.1 s")
 def test_evaluation_of_a_text_file_prints_a_table_and_writes_a_report(
     run: Run, folders: Folders, text: Path, tmp_path: Path
 ) -> None:
@@ -141,6 +142,7 @@ def test_help_names_every_option(run: Run) -> None:
     assert "--per-layer-baseline" in outcome.out
 
 
+@pytest.mark.slow("takes 2 s")
 def test_defaults_are_those_of_configurations(run: Run, folders: Folders, text: Path) -> None:
     from circuit_tracer.training.config.schema import EvaluationSection
     from circuit_tracer.training.evaluation.settings import USUAL_PROMPTS, USUAL_TOKENS

@@ -95,6 +95,7 @@ def test_scores_join_those_that_are_kept(run: Run, traced: Path, given: tuple[st
     assert kept == [(1, 0, 2), (0, 0, 1), (2, 1, 1)]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("options", "expected"),
     [

@@ -16,6 +16,7 @@ from tests.support.command import Folders, Run
 ROWS = 16
 
 
+@pytest.mark.slow("takes 2.8 s")
 def test_vectors_of_a_run_and_a_label_predicted_from_them(run: Run, folders: Folders, tmp_path: Path) -> None:
     """Options of the run hold for the graphs beside it; a row that failed is in no table."""
     rows = [

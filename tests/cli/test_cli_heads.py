@@ -70,6 +70,7 @@ def test_prompts_and_the_demo(run: Run) -> None:
     assert outcome.json["losses"]["second copy"] > 0
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [

@@ -53,6 +53,7 @@ def same(found: Path, expected: Path) -> None:
     assert one.unfinished is None
 
 
+@pytest.mark.slow("takes 1.4 s")
 @pytest.mark.parametrize(
     ("number", "name"), [(signal.SIGINT, "g.safetensors"), (signal.SIGTERM, "g.pt"), (signal.SIGINT, None)], ids=str
 )
@@ -107,6 +108,7 @@ def test_an_interrupted_trace_leaves_an_older_whole_graph_alone(
     assert [each.name for each in tmp_path.iterdir()] == ["g.safetensors"]
 
 
+@pytest.mark.slow("takes 1.9 s")
 def test_a_resume_with_something_else_is_refused_and_names_it(
     run: Run, folders: Folders, trace: tuple[object, ...], signalled: Callable[[int, int], None], tmp_path: Path
 ) -> None:

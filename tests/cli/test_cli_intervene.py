@@ -80,6 +80,7 @@ def test_a_graph_and_semantics(folders: Folders, traced: Path) -> None:
         assert "semantics" in out
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

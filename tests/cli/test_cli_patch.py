@@ -70,6 +70,7 @@ def test_positions_and_named_features(folders: Folders) -> None:
     assert [row["position"] for row in json.loads(out)["patches"]] == [3, 4]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("arguments", "expected"),
     [

@@ -87,6 +87,7 @@ def test_topk_dictionaries_say_how_many_features_are_active() -> None:
     assert forecast.active_features(relu, None) == min(forecast.ACTIVE_IF_UNKNOWN, relu.d_transcoder)
 
 
+@pytest.mark.slow("takes 1.6 s")
 def test_several_processes_write_one_graph(folders: Folders, run: Run, tmp_path: Path) -> None:
     (tmp_path / "prompts").write_text(f"{PROMPT}\na state containing Dallas\n")
     arguments = ["attribute", "-t", folders.transcoder, "--prompt-file", tmp_path / "prompts"]

@@ -58,6 +58,7 @@ def get(address: str) -> Any:
         return json.loads(answer.read())
 
 
+@pytest.mark.slow("takes 6.6 s")
 def test_serve_with_a_model_makes_the_folder(folders: Folders, tmp_path: Path) -> None:
     folder = tmp_path / "new" / "graphs"
     options = ["-t", folders.transcoder, "--graph_file_dir", folder, "--port", 0, "--no-open"]

@@ -42,6 +42,7 @@ def test_what_is_traced_is_not_traced_again(tmp_path: Path) -> None:
     assert "1 of 1 prompts are traced already" in again[0].err
 
 
+@pytest.mark.slow("takes 2.1 s")
 def test_bad_input_ends_all_processes_with_words(tmp_path: Path) -> None:
     out = tmp_path / "x.safetensors"
     wrong = ["attribute", "--demo", "-p", PROMPT, "-o", out, "--target", "notatoken of this model"]

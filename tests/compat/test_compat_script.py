@@ -106,6 +106,7 @@ def test_a_script_for_circuit_tracer_runs_unchanged(tmp_path: Path) -> None:
     assert (tmp_path / "graph_files" / "graph-metadata.json").is_file()
 
 
+@pytest.mark.slow("takes 6.8 s")
 def test_all_public_names_resolve() -> None:
     import circuit_tracer
 

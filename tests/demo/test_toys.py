@@ -57,6 +57,7 @@ def test_graphs_of_the_circuit_itself_are_as_deep_as_it_is(depth: int) -> None:
     assert quality(toy, transcoders)["NMSE"] < 1e-9
 
 
+@pytest.mark.slow("takes 3.4 s")
 def test_claims_of_the_circuits_themselves_are_true() -> None:
     toy = boolean_circuit()
     claims = boolean_claims(toy, exact(toy))
@@ -87,6 +88,7 @@ def test_a_cross_layer_transcoder_reconstructs_well_and_claims_a_shorter_way() -
     assert len(table(claims)) == 1 + len(claims["per-layer"])
 
 
+@pytest.mark.slow("takes 3 s")
 def test_trained_dictionaries_are_of_the_kind_asked_for() -> None:
     toy = boolean_circuit()
     for kind, name in (("plt", "transcoder_set"), ("clt", "cross_layer_transcoder")):

@@ -53,6 +53,7 @@ def losses(lines: list[str]) -> list[float]:
     return [sum(map(float, re.findall(r"\d+\.\d+", line))) for line in lines]
 
 
+@pytest.mark.slow("takes 3.6 s")
 def test_the_models_loss_falls_its_first_attention_stays_silent_and_its_embedding_short(
     tokenizer: PreTrainedTokenizerFast,
 ) -> None:

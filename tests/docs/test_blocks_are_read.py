@@ -48,6 +48,7 @@ def test_no_code_hides_in_an_indented_block(page: Path) -> None:
     assert not hidden, f"put {hidden[0]!r} into a fence, so that it is run"
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_every_command_can_be_given(page: Path) -> None:
     for block in (each for each in blocks(page) if each.language == "bash"):
@@ -88,6 +89,7 @@ def _installs(command: str) -> None:
         assert set(named.split(",")) <= set(extras)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_python_compiles_and_finds_what_it_imports(page: Path) -> None:
     for block in (each for each in blocks(page) if each.language == "python" and not each.snippet):

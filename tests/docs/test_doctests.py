@@ -39,6 +39,7 @@ def names() -> dict[str, Any]:
     return {"PROMPT": PROMPT, "graph": attribute(PROMPT, model), "model": model, "torch": torch}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("example", EXAMPLES, ids=lambda each: each.name.removeprefix("circuit_tracer."))
 def test_an_example_does_what_it_says(
     example: doctest.DocTest, names: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -51,6 +51,7 @@ def made(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Path], Path
 # ---- every kind of file
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", WRITTEN)
 @pytest.mark.filterwarnings("ignore:No key type for id")  # networkx, of damaged GraphML
 def test_a_flipped_bit_is_noticed_or_changes_nothing(
@@ -71,6 +72,7 @@ def test_hundreds_of_flipped_bits_are_noticed_or_change_nothing(
 
 
 # A log that ends early is what a kill leaves, in the middle of a line or behind one.
+@pytest.mark.few
 @pytest.mark.parametrize("kind", [kind for kind in WRITTEN if kind != "log of a run"])
 @pytest.mark.filterwarnings("ignore:No key type for id")
 def test_files_that_are_cut_grown_emptied_or_zeroed_are_noticed(

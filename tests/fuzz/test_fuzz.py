@@ -23,6 +23,7 @@ def _name(reader: Reader) -> str:
     return reader.name.replace(" ", "-").replace(",", "")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("reader", [each for each in READERS if not each.slow], ids=_name)
 @pytest.mark.filterwarnings("ignore")
 def test_no_mutation_fails_hangs_or_loads_as_what_it_is_not(reader: Reader, tmp_path: Path) -> None:
@@ -77,6 +78,7 @@ def test_the_same_seed_makes_the_same_mutations(tmp_path: Path) -> None:
         assert digest(first.number) == digest(second.number)
 
 
+@pytest.mark.slow("takes 1.9 s")
 def test_a_run_counts_outcomes_and_survives_a_reader_that_dies(tmp_path: Path) -> None:
     from tests.fuzz.__main__ import report, run
 

@@ -39,6 +39,7 @@ def active_feature(model, layer=2):
 NORMS_BEHIND = ("attn.hook_z", "attn.hook_out", "mlp.hook_out", "hook_mlp_out")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("architecture", "place"),
     [

@@ -13,7 +13,6 @@ from circuit_tracer.errors import CompatibilityError, InputError
 from circuit_tracer.interventions import Semantics, apply_edits, approximate_edges, nodes_of, scale
 from circuit_tracer.interventions.validation.bench import Bench, Condition, Sources
 from circuit_tracer.interventions.validation.target_reads import measurable_targets
-from tests.support.thinned import one_in
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -25,7 +24,8 @@ def traced(architecture: str = "llama", **transcoder: Any) -> tuple[ReplacementM
     return model, attribute(IDS, model, max_n_logits=3, desired_logit_prob=1.0)
 
 
-@pytest.mark.parametrize(("architecture", "kind"), one_in(3, product(ARCHITECTURES, ("clt", "plt"))))
+@pytest.mark.few
+@pytest.mark.parametrize(("architecture", "kind"), product(ARCHITECTURES, ("clt", "plt")))
 def test_with_everything_frozen_the_derivative_is_the_edge(architecture: str, kind: str) -> None:
     skip = kind == "plt"
     model, graph = traced(architecture, kind=kind, skip=skip)
@@ -44,14 +44,12 @@ def test_at_every_hook(input_hook: str, output_hook: str) -> None:
     torch.testing.assert_close(found.estimate, found.weight, rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("architecture", "semantics"),
-    one_in(
-        3,
-        product(
-            ("llama", "gemma3", "gpt_neox", "gpt_oss"),
-            (LIVE, Semantics("constrained", range(1, 3), freeze_attention=False)),
-        ),
+    product(
+        ("llama", "gemma3", "gpt_neox", "gpt_oss"),
+        (LIVE, Semantics("constrained", range(1, 3), freeze_attention=False)),
     ),
     ids=str,
 )
@@ -81,6 +79,7 @@ def test_one_step_is_the_derivative_of_the_intervention(architecture: str, seman
         assert change / (2 * step) == pytest.approx(estimate, rel=1e-3, abs=1e-5)
 
 
+@pytest.mark.slow("takes 1.6 s")
 def test_integrated_gradients_add_up_to_taking_everything_out() -> None:
     model, graph = traced("llama")
     everything = {"node_threshold": 1.0, "edge_threshold": 1.0}

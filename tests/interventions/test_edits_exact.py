@@ -10,7 +10,6 @@ import torch
 
 from circuit_tracer import Graph, ReplacementModel, attribute
 from circuit_tracer.interventions import CleanRun, Outcome, Semantics, apply_each, apply_edits, nodes_of, scale
-from tests.support.thinned import one_in
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -39,10 +38,11 @@ def some(graph: Graph, count: int = 5) -> list[int]:
     return torch.linspace(0, len(graph.selected_features) - 1, count).long().unique().tolist()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("architecture", "kind", "skip", "dtype"),
     # any two of these values meet
-    one_in(3, list(product(ARCHITECTURES, ("clt", "plt"), (False, True), (torch.float64, torch.float32)))[::3]),
+    list(product(ARCHITECTURES, ("clt", "plt"), (False, True), (torch.float64, torch.float32)))[::3],
     ids=str,
 )
 def test_edges_are_what_interventions_do(architecture: str, kind: str, skip: bool, dtype: torch.dtype) -> None:
@@ -54,6 +54,7 @@ def test_edges_are_what_interventions_do(architecture: str, kind: str, skip: boo
         check(graph, node, -1.0, outcome, TOLERANCE[dtype])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("output_hook", ["hook_mlp_out", "mlp.hook_out"])
 @pytest.mark.parametrize("input_hook", ["hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in"])
 def test_at_every_hook(input_hook: str, output_hook: str) -> None:
@@ -76,8 +77,9 @@ SEMANTICS = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
-    ("architecture", "semantics"), one_in(3, product(("llama", "gemma3", "gpt_neox", "gpt_oss"), SEMANTICS)), ids=str
+    ("architecture", "semantics"), product(("llama", "gemma3", "gpt_neox", "gpt_oss"), SEMANTICS), ids=str
 )
 def test_a_batch_does_what_single_passes_do(architecture: str, semantics: Semantics) -> None:
     model, graph = traced(architecture, torch.float64, skip=True)

@@ -67,6 +67,7 @@ PEER: list[tuple[Semantics, dict[str, Any]]] = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("semantics", "options"), PEER, ids=[str(semantics) for semantics, _ in PEER])
 @pytest.mark.parametrize("transcoder", [{"kind": "clt"}, {"kind": "plt", "skip": True}], ids=["clt", "plt-skip"])
 def test_direct_and_constrained_are_circuit_tracers(

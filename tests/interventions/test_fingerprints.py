@@ -22,6 +22,7 @@ def replacement(architecture: str = "llama", **transcoder: Any) -> ReplacementMo
     return ReplacementModel.from_model(tiny_model(architecture), tiny_transcoder(**transcoder), None, architecture)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_same_weights_have_the_same_fingerprint(architecture: str) -> None:
     one, same = (replacement(architecture) for _ in range(2))

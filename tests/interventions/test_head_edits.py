@@ -76,6 +76,7 @@ def same(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
 # ---- each action against the bare model
 
 
+@pytest.mark.few
 @each_architecture
 def test_a_head_at_zero_is_one_whose_output_weights_are_missing(name: str) -> None:
     """All heads of a layer: what attention adds is its bias, and what a norm behind it makes of that."""

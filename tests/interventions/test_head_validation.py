@@ -16,7 +16,6 @@ from circuit_tracer.interventions.validation.bench import Bench
 from circuit_tracer.interventions.validation.contrasts import ScoreShare, measure_scores
 from circuit_tracer.interventions.validation.loadings import PARTS, Loading, measure_loadings
 from tests.support.kept import kept
-from tests.support.thinned import one_in
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -105,7 +104,8 @@ def loadings_of(model: ReplacementModel, graph: Graph) -> list[Loading]:
 # ---- loadings
 
 
-@pytest.mark.parametrize("name", one_in(3, ARCHITECTURES))
+@pytest.mark.few
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_comes_through_a_head_is_its_loading_with_everything_frozen(name: str) -> None:
     model, graph = traced(name)
     every = torch.ones(3, 4, dtype=torch.float64)
@@ -205,8 +205,9 @@ def shares_of(model: ReplacementModel, graph: Graph) -> list[ScoreShare]:
     return found
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
-    "name", one_in(3, ["llama", "mistral", "qwen3", "gemma2", "gpt_oss", "granite", "cohere-qk-norm", "gpt_neox"])
+    "name", ["llama", "mistral", "qwen3", "gemma2", "gpt_oss", "granite", "cohere-qk-norm", "gpt_neox"]
 )
 def test_what_a_node_carries_of_a_score_is_lost_without_it_with_everything_frozen(name: str) -> None:
     model, _ = traced(name)
@@ -226,6 +227,7 @@ def test_what_a_node_carries_of_a_score_is_lost_without_it_with_everything_froze
     assert test.rows.query[9] == 5  # from the front
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3", "gpt_oss"])
 def test_in_the_real_model_it_is_the_change_of_log_attention(name: str) -> None:
     model, graph = traced(name, kind="plt")

@@ -181,6 +181,7 @@ def test_bfloat16_models_answer_in_float32() -> None:
 OPEN = [(0, slice(2, None), 6, 3.0), (1, slice(4, None), 2, 1.0), (1, 3, 4, 2.0)]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_generation_is_repeated_intervention(architecture: str) -> None:
     model = replacement(architecture)

@@ -65,6 +65,7 @@ FROZEN: dict[str, Callable[[ReplacementModel, Any], Any]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", FROZEN)
 def test_frozen_attention_is_refused_with_the_numbers(
     model: ReplacementModel, monkeypatch: pytest.MonkeyPatch, case: str

@@ -156,6 +156,7 @@ def test_named_features_are_patched_at_the_positions(model: ReplacementModel) ->
 # ---- gradients
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("architecture", ["llama", "gemma2", "gpt2", "gpt_neox", "gpt_oss"])
 def test_gradients_are_those_of_small_changes(architecture: str) -> None:
     model = replacement(architecture)
@@ -188,6 +189,7 @@ def test_estimates_of_features_are_those_of_small_changes(transcoder: dict[str, 
         assert found == pytest.approx(float(estimate[number]), rel=1e-2)
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_integrated_gradients_add_up(model: ReplacementModel) -> None:
     metric = logit_difference(model, 3, 7)
     one, many = (

@@ -25,7 +25,6 @@ from circuit_tracer.interventions import (
 from circuit_tracer.interventions.features.clean import CleanRun
 from circuit_tracer.interventions.steering.text_stream import TextStream
 from tests.support.left_behind import left_behind
-from tests.support.thinned import one_in
 from tests.support.tiny import ARCHITECTURES, Letters, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -59,9 +58,10 @@ def mixed(model: ReplacementModel) -> list[Edit | Direction]:
 GREEDY = Sampling(max_new_tokens=6, stop_at_eos=False)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("architecture", "dtype"),
-    one_in(3, zip(ARCHITECTURES, cycle((torch.float64, torch.float32)))),
+    zip(ARCHITECTURES, cycle((torch.float64, torch.float32))),
     ids=str,
 )
 def test_with_and_without_the_cache_the_text_is_the_same(architecture: str, dtype: torch.dtype) -> None:

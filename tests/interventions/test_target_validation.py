@@ -62,6 +62,7 @@ def bench_of(model: ReplacementModel, graph: Graph) -> Bench:
 # ---- exactness
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", one_each(), ids=str)
 def test_every_target_loses_what_its_edges_say_with_everything_frozen(case: Case) -> None:
     model, graph = traced(case)
@@ -133,6 +134,7 @@ def validated(*targets: Any) -> tuple[Graph, ValidationReport]:
     return graph, validate(graph, model, random_control=False)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("targets", "measure", "target"),
     [

@@ -42,6 +42,7 @@ def edits_of(model: ReplacementModel) -> list[Edit]:
     return [ablate(tuple(first)), scale(tuple(second), -1.5), set_to(idle, 0.7)]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("case", "frozen"), CASES, ids=[f"{case}-{'frozen' if held else 'reacts'}" for case, held in CASES]
 )

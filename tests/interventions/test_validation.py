@@ -22,7 +22,6 @@ from circuit_tracer.interventions.validation.target_reads import measurable_targ
 from circuit_tracer.interventions.validation.verdict import distrust
 from circuit_tracer.transcoders.single_layer import SingleLayerTranscoder
 from circuit_tracer.transcoders.transcoder_set import TranscoderSet
-from tests.support.thinned import one_in
 from tests.support.tiny import ARCHITECTURES, tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9])
@@ -58,17 +57,15 @@ def exact_pair() -> tuple[ReplacementModel, Graph]:
 # ---- exactness
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("architecture", "kind", "skip", "dtype"),
-    one_in(
-        3,
-        [
-            (architecture, kind, skip, dtype)
-            for architecture in ARCHITECTURES
-            for kind, skip in (("clt", False), ("plt", True))
-            for dtype in (torch.float64, torch.float32)
-        ][::3],
-    ),
+    [
+        (architecture, kind, skip, dtype)
+        for architecture in ARCHITECTURES
+        for kind, skip in (("clt", False), ("plt", True))
+        for dtype in (torch.float64, torch.float32)
+    ][::3],
     ids=str,
 )
 def test_every_feature_error_and_token_does_what_its_edges_say(
@@ -95,6 +92,7 @@ def test_sources_taken_out_together_add_up_with_everything_frozen() -> None:
     torch.testing.assert_close(together.targets[0], alone.targets.sum(0), rtol=1e-9, atol=1e-9)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("condition", CONDITIONS, ids=lambda condition: condition.name)
 def test_results_do_not_depend_on_the_batch(condition: Condition) -> None:
     model, graph = traced("gemma2", skip=True)
@@ -109,6 +107,7 @@ def test_results_do_not_depend_on_the_batch(condition: Condition) -> None:
 # ---- known truth
 
 
+@pytest.mark.slow("takes 3 s")
 def test_a_dictionary_that_is_the_mlps_is_found_to_be_so() -> None:
     model, graph = exact_pair()
     report = validate(graph, model, node_threshold=1.0, edge_threshold=1.0)
@@ -218,12 +217,14 @@ def test_the_report_holds_together_and_goes_with_the_graph(tmp_path: Any) -> Non
     assert report.verdict[0].startswith("This graph explains")
 
 
+@pytest.mark.slow("takes 2.2 s")
 def test_the_same_seed_gives_the_same_report() -> None:
     model, graph = traced()
     one, other = (validate(graph, model, seed=3) for _ in range(2))
     assert replace(one, seconds=0) == replace(other, seconds=0)
 
 
+@pytest.mark.slow("takes 1.7 s")
 def test_a_per_layer_dictionary_stands_beside() -> None:
     model, graph = traced()
     report = validate(graph, model, controls={"per-layer": tiny_transcoder("plt")}, random_control=False)

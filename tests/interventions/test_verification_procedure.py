@@ -17,7 +17,6 @@ from circuit_tracer import Graph, ReplacementModel, attribute
 from circuit_tracer.interventions.validation.bench import Bench, Sources
 from circuit_tracer.interventions.validation.effects import CONDITIONS
 from circuit_tracer.interventions.validation.target_reads import measurable_targets
-from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model, tiny_transcoder
 
 IDS = torch.tensor([1, 17, 4, 33, 17, 9, 21, 2])
@@ -29,7 +28,7 @@ LOGITS = {"atol": 1e-5 / TIGHTER, "rtol": 1e-3 / TIGHTER}
 TURNS = zip(
     ("gemma2", "llama", "gemma3", "qwen3", "gpt2", "gpt_neox", "gpt_oss"), cycle((("clt", False), ("plt", True)))
 )
-CASES = one_in(5, ((architecture, *kind) for architecture, kind in TURNS))
+CASES = [(architecture, *kind) for architecture, kind in TURNS]
 
 
 def traced(architecture: str, kind: str, skip: bool) -> tuple[ReplacementModel, Graph]:
@@ -50,6 +49,7 @@ def test_errors_and_tokens(architecture: str, kind: str, skip: bool) -> None:
     torch.testing.assert_close(-found.targets, columns[:, layout.targets], **LOGITS)
 
 
+@pytest.mark.slow("takes 2.8 s")
 @pytest.mark.parametrize(("architecture", "kind", "skip"), CASES)
 def test_features(architecture: str, kind: str, skip: bool) -> None:
     model, graph = traced(architecture, kind, skip)

@@ -70,6 +70,7 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
         assert error <= tolerance * expected.square().mean().sqrt()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("cases", "way", "dtypes", "shape"), PROBLEMS)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_equals_the_specification_again_and_again(

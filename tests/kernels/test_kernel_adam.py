@@ -54,6 +54,7 @@ def numbers(largest: int, count: int = 4096) -> Tensor:
     return values * sign if largest == packed.FIRST else values
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dtypes", [(BF16, F32), (BF16, BF16), (BF16, PACKED), (F32, PACKED)], ids=str)
 @pytest.mark.parametrize("width", [260, 63], ids=lambda width: f"C{width}")
 @pytest.mark.parametrize("way", WAYS, ids=lambda way: way.__name__.rpartition(".")[2])

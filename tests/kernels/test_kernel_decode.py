@@ -79,6 +79,7 @@ def assert_specified(problem: Problem, dtypes: Dtypes) -> None:
         assert torch.equal(alone.nan_to_num(), together.nan_to_num())
 
 
+@pytest.mark.few
 @each_dtype
 @each_shape
 @each_pattern

@@ -72,6 +72,7 @@ def assert_specified(found: SparseActivations, problem: Problem) -> None:
     assert_same(found, exact(problem))
 
 
+@pytest.mark.few
 @each_dtype
 @each_shape
 @pytest.mark.parametrize("pattern", PATTERNS)
@@ -286,6 +287,7 @@ def test_scan_misses_nothing_that_is_just_above_its_cut(
     assert error <= TOLERANCE[torch.float32, torch.float32] * expected.value.square().mean().sqrt()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("n_features", [1, 7, 40, 270])
 @pytest.mark.parametrize("n_rows", [257, 270, 272, 287, 300])
 def test_scan_in_blocks_of_any_size(

@@ -26,6 +26,7 @@ for each in OPERATIONS:
 """
 
 
+@pytest.mark.slow("takes 2.1 s")
 def test_cpu_paths_do_without_triton() -> None:
     found = subprocess.run([sys.executable, "-c", USE_EVERYTHING], capture_output=True, text=True)
     assert found.returncode == 0, found.stderr

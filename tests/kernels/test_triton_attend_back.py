@@ -19,7 +19,6 @@ from circuit_tracer.kernels.attend_back.cases import cast, draw, draw_scores
 pytest.importorskip("triton", reason="triton is not installed here")
 
 from circuit_tracer.kernels.attend_back import triton as kernels
-from tests.support.thinned import one_in
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -59,6 +58,7 @@ def assert_specified(shape: tuple[int, ...], dtype: torch.dtype, seed: int = 0) 
     assert_added(found, expected, g, TOLERANCE[dtype])
 
 
+@pytest.mark.few
 @each_dtype
 @each_shape
 @pytest.mark.usefixtures("poisoned_memory")
@@ -92,7 +92,8 @@ def assert_recomputed(shape: tuple[int, ...], scores: Scores, dtype: torch.dtype
     assert_added(found, expected, g, RECOMPUTED[dtype])
 
 
-@pytest.mark.parametrize(("kind", "shape", "dtype"), one_in(7, product(KINDS, SHAPES, TOLERANCE)), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("kind", "shape", "dtype"), product(KINDS, SHAPES, TOLERANCE), ids=str)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_pattern_made_anew_equals_the_specification(shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
     _, n_pos, _, n_kv, groups, d_head = shape
@@ -193,6 +194,7 @@ def test_chunks_of_rows_change_nothing_but_rounding(bytes_in_flight: int, monkey
     assert_specified((3, 7, 5, 1, 2, 3), torch.float32)
 
 
+@pytest.mark.slow("takes 1.6 s")
 def test_two_runs_are_bitwise_equal() -> None:
     g, pattern, output, value = (part.to(DEVICE) for part in draw(3, 19, 8, 2, 2, 17, torch.float32))
     runs = [g.clone(), g.clone()]
@@ -201,6 +203,7 @@ def test_two_runs_are_bitwise_equal() -> None:
     assert torch.equal(*runs)
 
 
+@pytest.mark.slow("takes 2.1 s")
 def test_can_be_compiled_into_a_graph() -> None:
     g, pattern, output, value = (part.to(DEVICE) for part in draw(2, 5, 8, 2, 2, 3, torch.float32))
 

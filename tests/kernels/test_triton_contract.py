@@ -67,6 +67,7 @@ def assert_close(found: Tensor, expected: Tensor, tolerance: float) -> None:
         assert error <= tolerance * expected.square().mean().sqrt()
 
 
+@pytest.mark.few
 @each_dtype
 @each_shape
 def test_reads_rows_where_they_are_stored(

@@ -21,7 +21,6 @@ from circuit_tracer.kernels.sparse_activations import SparseActivations
 pytest.importorskip("triton", reason="triton is not installed here")
 
 from circuit_tracer.kernels.decode import triton as kernels
-from tests.support.thinned import one_in
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
@@ -74,7 +73,8 @@ def assert_specified(problem: Problem, dtypes: Dtypes) -> None:
         assert_close(here(found), of_weights, tolerance)
 
 
-@pytest.mark.parametrize(("shape", "dtypes"), one_in(5, product(SHAPES, DTYPES)), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("shape", "dtypes"), product(SHAPES, DTYPES), ids=str)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_equals_the_specification(shape: tuple[int, int, int], dtypes: Dtypes) -> None:
     pattern = PATTERNS[(shape[2] + DTYPES.index(dtypes)) % len(PATTERNS)]
@@ -87,6 +87,7 @@ def test_equals_the_specification_whatever_is_active(pattern: str) -> None:
     assert_specified(draw(6, 4, 66, DTYPES[2], pattern), DTYPES[2])
 
 
+@pytest.mark.slow("takes 2.9 s")
 @settings(max_examples=12, deadline=None)
 @given(
     n_rows=st.integers(0, 5),
@@ -147,6 +148,7 @@ def test_rows_of_silent_features_are_not_looked_at() -> None:
     assert kernels.gradients(*there(problem))[0].isfinite().all()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("value", [torch.nan, torch.inf])
 @pytest.mark.parametrize("place", ["out", "value", "weight"])
 def test_what_is_not_finite_stays_with_its_token_and_feature(place: str, value: float) -> None:
@@ -201,6 +203,7 @@ def _step(out_BC: Tensor, row_ptr: Tensor, feature: Tensor, value: Tensor, weigh
     return kernels.gradients(out_BC.sin(), entries, weight_FC)
 
 
+@pytest.mark.slow("takes 2.4 s")
 def test_can_be_compiled_into_a_graph() -> None:
     out_BC, entries, weight_FC = there(draw(3, 4, 20, DTYPES[2]))
     rest = entries.row_ptr, entries.feature, entries.value, weight_FC

@@ -63,6 +63,7 @@ def assert_specified(found: SparseActivations, expected: SparseActivations, prob
     assert_same(found, expected)
 
 
+@pytest.mark.few
 @each_dtype
 @each_shape
 def test_finds_exactly_the_entries_of_the_specification(shape: tuple[int, int, int], dtypes: Dtypes) -> None:
@@ -87,6 +88,7 @@ def test_finds_exactly_the_entries_of_the_specification_for_any_shape(
     assert_specified(encoded(problem), exact(problem), problem)
 
 
+@pytest.mark.slow("takes 1.5 s")
 @settings(max_examples=15, deadline=None)
 @given(
     n_rows=st.integers(0, 18),
@@ -123,6 +125,7 @@ def test_torch_finds_the_same_top_k(n_rows: int, n_features: int, k: int, nan: b
     assert_same(public.encode_top_k(x_BD, weight_FD, bias_F, k), expected)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("place", ["x", "weight"])
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 @pytest.mark.parametrize("dtypes", DTYPES[1:4], ids=str)
@@ -157,6 +160,7 @@ def test_nothing_of_the_result_is_left_unwritten(pattern: str) -> None:
     assert_specified(encoded(problem), exact(problem), problem)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("room", [1, 3, 10**9], ids=lambda room: f"one-in-{room}")
 @pytest.mark.parametrize("block", [1, 40, 10**9])
 def test_room_and_blocks_change_nothing(room: int, block: int, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -34,6 +34,7 @@ def feature(six: Aggregate, item: tuple[int, int]) -> dict[str, Any]:
     return row(six.features, layer=item[0], index=item[1])
 
 
+@pytest.mark.slow("takes 1.4 s")
 def test_features_of_six_graphs_by_hand(six: Aggregate) -> None:
     """Graph a: half of the output comes from B, half from A; 3/4 of B from A: A has 1/2 + 3/4 * 1/2. In b: 1/4 + 3/4 * 3/4."""
     assert list(zip(six.features["layer"], six.features["index"], strict=True)) == [A, C, B]

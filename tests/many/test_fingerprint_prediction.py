@@ -52,6 +52,7 @@ def planted(evidence: Evidence, labels: Mapping[str, bool]) -> Evidence:
     return replace(evidence, fingerprints=replace(evidence.fingerprints, values=values), stream=stream)
 
 
+@pytest.mark.slow("takes 2.8 s")
 def test_what_is_planted_is_found_by_whom_it_is_planted_for() -> None:
     evidence, labels, groups = drawn()
     found = predict(planted(evidence, labels), labels, groups, folds=3, draws=300)
@@ -70,6 +71,7 @@ def test_what_is_planted_is_found_by_whom_it_is_planted_for() -> None:
     assert len(found.lines()) == 3 + len(found.scores)
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_permuted_labels_are_at_one_half_and_rows_without_one_are_left_out() -> None:
     evidence, labels, groups = drawn()
     evidence = planted(evidence, labels)

@@ -106,6 +106,7 @@ def report(made: Run, model: ReplacementModel) -> Report:
     return make_report(made, model, OPTIONS)
 
 
+@pytest.mark.slow("takes 3.5 s")
 def test_behaviour_is_counted_by_label(report: Report) -> None:
     both, abbreviation, capital = report.behaviour
     assert (both.rows, abbreviation.rows, capital.rows) == (2 * QUESTIONS + 1, QUESTIONS, QUESTIONS + 1)

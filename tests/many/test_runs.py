@@ -354,6 +354,7 @@ def test_there_must_be_a_run_or_a_dictionary_to_begin_one(tmp_path: Path) -> Non
         open_run(tmp_path / "y")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", ["manifest.json", "rows/0000.json", "units/0000-000000.json", "fingerprints.json"])
 def test_damage_is_noticed(name: str, case: Case, whole: Run, tmp_path: Path) -> None:
     case.run(tmp_path, prompts()[:3])

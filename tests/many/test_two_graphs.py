@@ -27,7 +27,6 @@ from circuit_tracer.replacement_model import ReplacementModel
 from tests.support.attention_cases import with_attention
 from tests.support.edge_cases import any_architecture, every_fifth
 from tests.support.kept import kept
-from tests.support.thinned import one_in
 from tests.support.tiny import tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, build, one_each
 
@@ -64,9 +63,10 @@ def pair() -> tuple[Graph, Graph]:
     return traced(tuple(IDS.tolist())), traced(tuple(LONGER.tolist()))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("case", "change", "budget"),
-    one_in(3, ((case, *how) for case in one_each() for how in (("prompt", 7), ("model", None)))),
+    ((case, *how) for case in one_each() for how in (("prompt", 7), ("model", None))),
     ids=str,
 )
 def test_differences_of_edges_are_the_difference_of_the_logit(case: Case, change: str, budget: int | None) -> None:
@@ -110,7 +110,8 @@ def test_families_are_accounted_for(number: int, name: str) -> None:
     assert all(share.mass == 0.0 for share in nothing.shares)
 
 
-@pytest.mark.parametrize("case", one_in(3, one_each()), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize("case", one_each(), ids=str)
 def test_a_low_rank_change_merged_at_scale_0_changes_exactly_nothing(case: Case) -> None:
     model = build(case)
     a, b = (attribute(IDS, each, attribution_targets=TARGETS) for each in (model, tuned(model, 0.0)))

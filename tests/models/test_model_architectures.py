@@ -62,6 +62,7 @@ def test_frozen_network_replays_the_forward_pass(name: str) -> None:
     assert relative_error(final, captured.final) <= 1e-12
 
 
+@pytest.mark.few
 @each_architecture
 @pytest.mark.parametrize("dtype", TOLERANCE, ids=str)
 def test_every_architecture_is_verified(name: str, dtype: torch.dtype) -> None:
@@ -90,6 +91,7 @@ def test_sliding_windows_make_patterns_banded(name: str) -> None:
     assert first.tril(-3).any()
 
 
+@pytest.mark.few
 @each_architecture
 def test_adjoints_are_the_transposes_of_the_forward_maps(name: str) -> None:
     parts = parts_of(name)

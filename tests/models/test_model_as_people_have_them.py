@@ -69,6 +69,7 @@ def test_a_model_and_a_tokenizer_that_are_loaded_already_are_used(saved: Path) -
         open_saved(saved, hf_model=model, device="meta")
 
 
+@pytest.mark.slow("takes 1.4 s")
 def test_other_names_for_dtype_and_device(saved: Path) -> None:
     assert open_saved(saved, torch_dtype=torch.bfloat16).cfg.dtype == "bfloat16"
     assert open_saved(saved, torch_dtype="bfloat16").cfg.dtype == "bfloat16"
@@ -388,6 +389,7 @@ DAMAGE: dict[str, Callable[[Path], Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
 def test_a_damaged_folder_is_an_error_of_ours(
     damage: Callable[[Path], Any], folder: Path, monkeypatch: pytest.MonkeyPatch

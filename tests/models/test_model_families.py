@@ -20,7 +20,6 @@ from circuit_tracer.models.architectures import ARCHITECTURES
 from circuit_tracer.models.parts import bind
 from circuit_tracer.models.run import read
 from circuit_tracer.replacement_model import ReplacementModel
-from tests.support.thinned import one_in
 from tests.support.tiny import CONFIGS, FAMILIES, tiny_model, tiny_transcoder
 from tests.support.tracing_cases import assert_equal, assert_same_graph
 
@@ -40,7 +39,8 @@ def model_of(name: str, input_hook: str, output_hook: str, **overrides: Any) -> 
     return ReplacementModel.from_model(tiny_model(name, **overrides), transcoders, None, name)
 
 
-@pytest.mark.parametrize("name", [*OF_A_KIND, *one_in(8, LIKE_OTHERS)])
+@pytest.mark.few
+@pytest.mark.parametrize("name", [*OF_A_KIND, *LIKE_OTHERS])
 def test_a_family_traces_exactly(name: str) -> None:
     graph = attribute(IDS, model_of(name, "hook_resid_mid", "hook_mlp_out"))
     assert graph.residual is not None
@@ -75,9 +75,8 @@ def test_an_edge_of_a_family_is_the_effect_of_an_intervention(name: str) -> None
     assert float(change[7]) == pytest.approx(float(row[strongest]), rel=1e-6)
 
 
-@pytest.mark.parametrize(
-    "name", one_in(2, ["deepseek_v3", "gemma4_text-keys-as-values", "lfm2", "gptj", "qwen3_next", "opt"])
-)
+@pytest.mark.few
+@pytest.mark.parametrize("name", ["deepseek_v3", "gemma4_text-keys-as-values", "lfm2", "gptj", "qwen3_next", "opt"])
 def test_prompts_of_a_family_are_traced_together(name: str) -> None:
     model = model_of(name, "hook_resid_mid", "hook_mlp_out")
     prompts = [IDS, IDS[:4], IDS.flip(0)]
@@ -88,7 +87,8 @@ def test_prompts_of_a_family_are_traced_together(name: str) -> None:
         assert_equal(found.adjacency_matrix, expected.adjacency_matrix, 1e-7)
 
 
-@pytest.mark.parametrize("name", one_in(2, ["bloom", "gemma4_text", "deepseek_v3", "laguna", "qwen3_next", "opt"]))
+@pytest.mark.few
+@pytest.mark.parametrize("name", ["bloom", "gemma4_text", "deepseek_v3", "laguna", "qwen3_next", "opt"])
 def test_directions_of_a_family_are_those_of_autograd(name: str) -> None:
     model = model_of(name, "hook_resid_mid", "hook_mlp_out")
     vector = torch.linspace(-1, 1, 16, dtype=torch.float64)

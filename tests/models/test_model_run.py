@@ -17,7 +17,6 @@ from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.run import ModelRun, Place, Stop, Visit, fast_attention, implementation, in_rows, read
 from circuit_tracer.models.sites import INPUT_HOOKS, OUTPUT_HOOKS, SITES, check_hooks, site_named, site_of
 from tests.support.left_behind import left_behind
-from tests.support.thinned import one_in
 from tests.support.tiny import ARCHITECTURES, tiny_model
 
 IDS = torch.tensor([3, 17, 5, 17, 40, 8, 0, 29])  # longer than the sliding windows
@@ -89,7 +88,8 @@ def test_a_batch_is_its_sequences_one_by_one(name: str) -> None:
     same(ModelRun(parts)(IDS, copies=2).final, ModelRun(parts)(IDS).final.expand(2, -1, -1))
 
 
-@pytest.mark.parametrize("name", one_in(3, ARCHITECTURES))
+@pytest.mark.few
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_what_is_written_counts_and_the_same_written_back_changes_nothing(name: str) -> None:
     parts = parts_of(name)
     own = ModelRun(parts)(IDS).final
@@ -103,7 +103,8 @@ def test_what_is_written_counts_and_the_same_written_back_changes_nothing(name: 
     same(held, own)
 
 
-@pytest.mark.parametrize("name", one_in(4, ARCHITECTURES))
+@pytest.mark.few
+@pytest.mark.parametrize("name", ARCHITECTURES)
 def test_gradients_are_those_of_small_changes(name: str) -> None:
     parts = parts_of(name)
     direction = torch.randn(parts.config.d_model, generator=torch.Generator().manual_seed(0), dtype=torch.float64)

@@ -19,7 +19,6 @@ from circuit_tracer.models.norms import NormParameters
 from circuit_tracer.models.parts import ModelParts, bind
 from circuit_tracer.models.queries_keys import read_scores
 from circuit_tracer.models.run import ModelRun, implementation, read
-from tests.support.thinned import one_in
 from tests.support.tiny import CONFIGS, FAMILIES, NO_SCORES, tiny_model
 
 IDS = torch.tensor([3, 17, 5, 17, 40, 8, 0, 29])  # longer than the sliding windows
@@ -64,7 +63,7 @@ def case_of(name: str, dtype: torch.dtype = torch.float64, n_layers: int = 2, **
 _SHOWN = [name for name in FAMILIES if name not in NO_SCORES and name != "deepseek_v3"]
 
 
-@pytest.fixture(scope="module", params=[*CONFIGS, "deepseek_v3", *one_in(6, _SHOWN), *VARIANTS])
+@pytest.fixture(scope="module", params=[*CONFIGS, "deepseek_v3", *_SHOWN, *VARIANTS])
 def case(request: pytest.FixtureRequest) -> Case:
     return case_of(request.param)
 
@@ -81,6 +80,7 @@ def same(found: Tensor, expected: Tensor, tolerance: float = 1e-9) -> None:
 # ---- every architecture
 
 
+@pytest.mark.few
 def test_scores_are_those_of_the_models_own_attention(case: Case) -> None:
     places = [(f"attn.hook_{what}", layer) for what in ("scores", "q", "k") for layer in case.scores]
     seen = {place: x[0] for place, x in read(case.parts, IDS, places).items()}
@@ -102,6 +102,7 @@ def test_scores_are_those_of_the_models_own_attention(case: Case) -> None:
             same(contrast + 1, of_logs[:, -1:] - of_logs + 1, 10 * case.tolerance)
 
 
+@pytest.mark.few
 def test_patterns_are_those_that_transformers_says(case: Case) -> None:
     with torch.no_grad(), implementation(case.parts, "eager"):
         own = case.parts.model(input_ids=IDS[None], output_attentions=True).attentions
@@ -112,6 +113,7 @@ def test_patterns_are_those_that_transformers_says(case: Case) -> None:
         same(rows, own[layer][0, :, -1], 1e-5)  # which makes them in float32
 
 
+@pytest.mark.few
 def test_reads_give_queries_and_keys_back(case: Case) -> None:
     for one in case.scores.values():
         cotangents = draw(3, one.query.shape[2])
@@ -130,6 +132,7 @@ def test_reads_give_queries_and_keys_back(case: Case) -> None:
             same(constants[at], alone[1][0])
 
 
+@pytest.mark.few
 def test_reads_hold_on_any_other_stream(case: Case) -> None:
     """With norms frozen, another stream has the queries and keys that its own position says. Norms of heads react in this pass:
     then directions are the same."""
@@ -153,6 +156,7 @@ def test_reads_hold_on_any_other_stream(case: Case) -> None:
                 same(found, expected, case.tolerance)
 
 
+@pytest.mark.few
 def test_norms_of_queries_and_keys_are_found(case: Case) -> None:
     attention_module = case.parts.layers[0].attention
     expected = {path for path, each in attention_module.named_modules() if type(each).__name__.endswith("Norm")}

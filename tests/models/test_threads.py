@@ -22,7 +22,6 @@ from circuit_tracer.models.run import ModelRun, Stop, Visit
 from circuit_tracer.models.surroundings import NARROW, fitting_threads
 from tests.support.left_behind import left_behind
 from tests.support.model_calls import CALLS, activations, bare, equal, intervention, trace
-from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model, tiny_transcoder
 
 IDS = torch.tensor([3, 17, 5, 17, 40, 8])
@@ -344,7 +343,8 @@ def numbers(model: ReplacementModel) -> dict[str, list[Tensor]]:
     return {name: CALLS[name](model, IDS) for name in SURROUNDED}
 
 
-@pytest.mark.parametrize(("name", "call"), one_in(3, product(SURROUNDINGS, SURROUNDED)))
+@pytest.mark.few
+@pytest.mark.parametrize(("name", "call"), product(SURROUNDINGS, SURROUNDED))
 def test_what_surrounds_a_call_does_not_change_its_numbers(
     model: ReplacementModel, numbers: dict[str, list[Tensor]], name: str, call: str
 ) -> None:

@@ -216,6 +216,7 @@ def test_features_behind_a_flag_of_the_stream_are_what_they_write_along_it(model
         assert reason.part == pytest.approx(here[reason.feature] * float(row @ probe.weight), rel=1e-4)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dictionary", ["relu", "jump_relu", "topk", "neurons", "autoencoders", "switch"])
 @pytest.mark.parametrize("architecture", ["llama", "gemma3"])
 def test_scores_of_every_kind_of_dictionary_are_exact(architecture: str, dictionary: str) -> None:

@@ -180,6 +180,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", WRONG)
 def test_what_cannot_be_fitted_says_why(name: str, model: ReplacementModel) -> None:
     given, message = WRONG[name]

@@ -61,6 +61,7 @@ def require_rows_sum_to_scores(model: ReplacementModel) -> None:
         assert value == pytest.approx(naive_score(probe, model), rel=1e-9, abs=1e-9)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", one_each(), ids=str)
 def test_a_row_sums_to_the_score(case: Case) -> None:
     require_rows_sum_to_scores(build(case))

@@ -16,10 +16,10 @@ from circuit_tracer.attribution.attribute import attribute
 from circuit_tracer.attribution.prompt import LinearPrompt, encode_prompt, linearise
 from circuit_tracer.graph.graph import Graph
 from circuit_tracer.replacement_model import ReplacementModel
-from tests.support.thinned import one_in
 from tests.support.tiny import CONFIGS, FAMILIES, NO_HEADS, NO_SCORES, tiny_model, tiny_transcoder
 from tests.support.tracing_cases import IDS, Case, build
 
+Test = Callable[..., Any]
 Patterns = Callable[[int, Tensor], Tensor]  # layer, (H, P, P) -> what attention does instead
 
 
@@ -99,10 +99,11 @@ def any_architecture(name: str, number: int, dtype: torch.dtype = torch.float64)
     return bound, attribute(IDS, bound, max_n_logits=2, max_feature_nodes=6)
 
 
-def _each(*without: Sequence[str], step: int = 1) -> pytest.MarkDecorator:
+def _each(*without: Sequence[str], step: int = 1) -> Callable[[Test], Test]:
     left_out = {name for names in without for name in names}
     cases = list(enumerate((*CONFIGS, *(name for name in FAMILIES if name not in left_out))))[::step]
-    return pytest.mark.parametrize(("number", "name"), one_in(7, cases), ids=[name for _, name in cases])
+    each = pytest.mark.parametrize(("number", "name"), cases, ids=[name for _, name in cases])
+    return lambda test: pytest.mark.few(each(test))
 
 
 every_fifth = _each(NO_HEADS, step=5)

@@ -39,6 +39,7 @@ def trained(run: Run, folder: Path, parts: int) -> Loop:
     return loop
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "run",
     [Run(k, a, "float64") for k, a in (("clt", "topk"), ("plt", "jumprelu"), ("skip", "relu"), ("plt", "gated"))],

@@ -58,6 +58,7 @@ def trained(model: Dictionary, block: int, steps: int = 50, size: float = 1.0) -
     return adam
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=["float32", "float64"])
 @pytest.mark.parametrize("block", [1, 3, FEATURES], ids=lambda block: f"block{block}")
 def test_fifty_steps_are_those_of_torch(dtype: torch.dtype, block: int) -> None:
@@ -108,6 +109,7 @@ def test_moments_are_float32_or_wider_by_default(dtype: torch.dtype) -> None:
     assert set(small) == {wide}
 
 
+@pytest.mark.few
 @each_dtype
 @pytest.mark.parametrize("parts", [2, 5], ids=lambda parts: f"{parts}shards")
 def test_blocks_and_shards_give_the_same_weights(dtype: torch.dtype, parts: int) -> None:

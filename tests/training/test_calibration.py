@@ -76,6 +76,7 @@ def check(model: Dictionary, batches: Batches, settings: SparsitySection) -> lis
     return levels
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", ["clt", "plt", "skip", "sae"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_every_layer_keeps_as_many_as_the_training_rule(kind: str, dtype: str) -> None:

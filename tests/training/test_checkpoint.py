@@ -24,7 +24,6 @@ from circuit_tracer.training.run import checkpoint
 from circuit_tracer.training.run.checkpoint import Checkpoint
 from circuit_tracer.training.run.state import TrainingState
 from tests.support.loop_cases import LAYERS, RUNS, Run, differences, tensors
-from tests.support.thinned import one_in
 
 resource = pytest.importorskip("resource", reason="limits on file sizes are POSIX")
 
@@ -47,7 +46,8 @@ def names(folder: Path) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("run", one_in(4, RUNS), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize("run", RUNS, ids=str)
 def test_everything_comes_back_bitwise(run: Run, tmp_path: Path) -> None:
     state = trained(run)
     made = saved(tmp_path, state, data={"position": [1, 2]}, note="ü")
@@ -233,6 +233,7 @@ def empty(path: Path) -> None:
     path.write_bytes(b"")
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("damage", [truncate, scribble, empty, os.unlink], ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("name", ["layer-001.rank-0-of-1.safetensors", "shared.safetensors", "state.json"])
 def test_damaged_files_are_file_format_errors(name: str, damage: Callable[[Path], None], tmp_path: Path) -> None:

@@ -130,6 +130,7 @@ def test_a_configuration_survives_plain_values(config: TrainingConfig) -> None:
     assert validate(config.model_dump(mode="json")) == config
 
 
+@pytest.mark.slow("takes 1.7 s")
 @given(config=configs(), data=st.data())
 @settings(max_examples=50, deadline=None)
 def test_every_value_can_be_given_on_the_command_line(

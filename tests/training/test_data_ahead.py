@@ -113,6 +113,7 @@ def test_control_c_reaches_who_waits_for_an_item() -> None:
     ahead.close()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "changes",
     [

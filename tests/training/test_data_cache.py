@@ -49,6 +49,7 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("variant", "shard_bytes"), [*((variant, 4000) for variant in VARIANTS), ("two epochs", 2**30)]
 )
@@ -73,6 +74,7 @@ def test_a_cache_serves_other_batches_and_buffers(folder: Path, monkeypatch: pyt
     assert all_same(list(batches(stream(config(folder, **changes, data__cache=folder / "cache")))), expected)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("steps", [1, 3, 4, 8])
 def test_a_partial_cache_is_continued(steps: int, folder: Path) -> None:
     expected = list(batches(stream(config(folder))))
@@ -89,6 +91,7 @@ def test_a_partial_cache_is_continued(steps: int, folder: Path) -> None:
     assert all_same(list(batches(resumed)), expected[steps:])
 
 
+@pytest.mark.slow("takes 1.6 s")
 @pytest.mark.parametrize("epochs", [1, 2])
 def test_a_cached_stream_resumes_at_every_step(epochs: int, folder: Path) -> None:
     settings = config(folder, data__cache=folder / "cache", data__epochs=epochs)

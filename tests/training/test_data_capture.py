@@ -27,7 +27,6 @@ from circuit_tracer.training.data.points import points_of, width_of
 from tests.support import data_cases
 from tests.support.data_cases import BOS, EOS, PAD
 from tests.support.left_behind import left_behind
-from tests.support.thinned import one_in
 from tests.support.tiny import ARCHITECTURES, tiny_model
 
 IDS = torch.tensor([[1, 17, 5, 17, 40, 8, 22], [1, 9, 9, 2, 30, 31, 46], [1, 3, 4, 5, 6, 7, 8]])
@@ -54,9 +53,8 @@ def test_an_activation_is_as_wide_where_an_autoencoder_stands_as_is_said(place: 
     assert width_of(section, parts) == x[0].shape[-1] == (24 if place == "attn.hook_z" else 16)
 
 
-@pytest.mark.parametrize(
-    ("name", "input_hook", "output_hook"), one_in(5, product(ARCHITECTURES, INPUT_HOOKS, OUTPUT_HOOKS))
-)
+@pytest.mark.few
+@pytest.mark.parametrize(("name", "input_hook", "output_hook"), product(ARCHITECTURES, INPUT_HOOKS, OUTPUT_HOOKS))
 def test_rows_are_those_of_tracing(name: str, input_hook: str, output_hook: str) -> None:
     parts = bind(tiny_model(name, torch.float32), name)
     if input_hook == "ln2.hook_normalized" and parts.layers[0].mlp_norm is None:
@@ -71,6 +69,7 @@ def test_rows_are_those_of_tracing(name: str, input_hook: str, output_hook: str)
             torch.testing.assert_close(found[rows], expected, rtol=2e-5, atol=2e-5)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("point", RESIDUAL)
 def test_an_sae_reads_the_residual_stream(name: str, point: str) -> None:

@@ -37,7 +37,6 @@ from circuit_tracer.training.run.requirements import plan_run
 from tests.support.data_cases import batches, parts, same, tokenizer
 from tests.support.given_cases import HOOKS, SAID, D, given, made, opened, pieces
 from tests.support.loop_cases import numbers
-from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model
 from tests.support.train_cases import Stopped, settings, stop, whole
 
@@ -110,6 +109,7 @@ def of_our_own(text: TrainingConfig, evaluation: bool) -> dict[str, torch.Tensor
     return {name: block.rows(name, 0, end).clone() for name in ("x", "y")}
 
 
+@pytest.mark.slow("takes 2 s")
 def test_a_run_on_written_rows_is_the_run_that_made_them(tmp_path: Path, at: Callable[..., str]) -> None:
     """Bitwise the same losses and weights, without the model; also stopped and resumed, and over a socket."""
     expected = [numbers(report) for report in whole(tmp_path, "alone", {})]
@@ -162,7 +162,8 @@ def test_autoencoders_of_written_rows_are_trained_started_from_and_measured(tmp_
     assert str(tmp_path) not in card
 
 
-@pytest.mark.parametrize(("kind", "split"), one_in(2, product(KINDS, ("by document", "by rows", "apart"))))
+@pytest.mark.few
+@pytest.mark.parametrize(("kind", "split"), product(KINDS, ("by document", "by rows", "apart")))
 def test_a_stream_of_given_rows_resumes_at_every_step(
     kind: str, split: str, at: Callable[..., str], tmp_path: Path
 ) -> None:

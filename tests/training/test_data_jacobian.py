@@ -16,14 +16,14 @@ from circuit_tracer.models.sites import INPUT_HOOKS, OUTPUT_HOOKS
 from circuit_tracer.training.data import jacobian
 from circuit_tracer.training.data.jacobian import MLPDerivative, between
 from tests.support import data_cases
-from tests.support.thinned import one_in
 from tests.support.tiny import ARCHITECTURES
 
 IDS = torch.tensor([[1, 17, 5, 17, 40, 8, 22], [1, 9, 9, 2, 30, 31, 46]])
 HOOKS = [(input_hook, output_hook) for input_hook in INPUT_HOOKS for output_hook in OUTPUT_HOOKS]
 
 
-@pytest.mark.parametrize(("name", "hooks"), one_in(5, product(ARCHITECTURES, HOOKS)), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("name", "hooks"), product(ARCHITECTURES, HOOKS), ids=str)
 def test_the_function_between_the_points_is_the_models(name: str, hooks: tuple[str, str]) -> None:
     parts = data_cases.parts(name)
     if hooks[0] == "ln2.hook_normalized" and parts.layers[0].mlp_norm is None:
@@ -50,7 +50,8 @@ def test_products_are_finite_differences(name: str) -> None:
     torch.testing.assert_close(found, expected, rtol=tolerance, atol=tolerance * float(expected.abs().max()))
 
 
-@pytest.mark.parametrize(("name", "hooks"), one_in(5, product(ARCHITECTURES, HOOKS)), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize(("name", "hooks"), product(ARCHITECTURES, HOOKS), ids=str)
 def test_products_are_adjoint_to_gradients(name: str, hooks: tuple[str, str]) -> None:
     parts = data_cases.parts(name, torch.float64)
     if hooks[0] == "ln2.hook_normalized" and parts.layers[0].mlp_norm is None:

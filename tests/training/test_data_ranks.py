@@ -25,7 +25,6 @@ from circuit_tracer.training.data import ActivationBatch, open_stream
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from tests.support import data_cases
 from tests.support.data_cases import batches, config, tensors, texts, write_jsonl
-from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model
 
 
@@ -100,7 +99,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 TURNS = [(variant, (world + place) % 2 + 2) for place, variant in enumerate(VARIANTS) for world in range(2)]
 
 
-@pytest.mark.parametrize(("variant", "world"), one_in(2, TURNS))
+@pytest.mark.few
+@pytest.mark.parametrize(("variant", "world"), TURNS)
 def test_ranks_see_what_one_sees(variant: str, world: int, tmp_path: Path) -> None:
     write_jsonl(tmp_path / "data.jsonl", texts(25))
     changes = dict(VARIANTS[variant])

@@ -24,7 +24,6 @@ from circuit_tracer.training.data.block import Block, RowLayout
 from circuit_tracer.training.feature_ranks import FeatureRanks
 from tests.support import data_cases
 from tests.support.data_cases import batches, config, same, stream, texts, write_jsonl
-from tests.support.thinned import one_in
 from tests.support.tiny import tiny_model
 
 
@@ -56,7 +55,8 @@ VARIANTS: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.mark.parametrize("variant", one_in(2, VARIANTS))
+@pytest.mark.few
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_a_stream_resumes_at_every_step(variant: str, folder: Path) -> None:
     settings = config(folder, **VARIANTS[variant])
     whole = stream(settings)
@@ -172,6 +172,7 @@ def test_an_sae_reconstructs_what_it_reads(folder: Path) -> None:
     assert batch.n_tokens == 16
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", ["parquet", "huggingface", "tokens", "text"])
 def test_every_kind_of_source_gives_the_same_batches(kind: str, folder: Path) -> None:
     documents = [text for text in texts(14) if text]
@@ -229,6 +230,7 @@ def test_groups_of_ranks_see_their_shares_of_the_same_batches(place: str, folder
 # statistics
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("n_tokens", [10, 48, 100, 100_000])
 @pytest.mark.parametrize("kind", ["clt", "sae"])
 def test_statistics_are_moments_of_the_first_rows(n_tokens: int, kind: str, folder: Path) -> None:

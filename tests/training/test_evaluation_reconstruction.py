@@ -44,6 +44,7 @@ def given_pair(n: int = 40, seed: int = 0) -> tuple[Tensor, Tensor]:
     return x, y + 3
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("kind", ["clt", "plt"])
 @pytest.mark.parametrize("activation", ["relu", "jump_relu", "topk"])
 @pytest.mark.parametrize("skip", [False, True])

@@ -64,6 +64,7 @@ def naive_final(parts: ModelParts, transcoders: Transcoders, ids: Tensor) -> Ten
     return ModelRun(parts, {hooks[0]: in_rows(parts, read), hooks[1]: in_rows(parts, write)})(ids).final[0]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_replaced_passes_equal_plain_hooks_on_every_architecture(architecture: str) -> None:
     parts, number = parts_of(architecture), ARCHITECTURES.index(architecture)

@@ -105,6 +105,7 @@ def test_settings_follow_the_configuration() -> None:
     assert replace(defaults, prompts=(), held_out_prompts=0) == plain
 
 
+@pytest.mark.slow("takes 2.3 s")
 def test_the_demo_measured_here_has_the_numbers_of_its_card() -> None:
     from circuit_tracer.demo import MODEL, world
     from circuit_tracer.demo.show import load_demo

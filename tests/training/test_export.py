@@ -42,6 +42,7 @@ def decoded(made: Exported, activations: list[torch.Tensor]) -> torch.Tensor:
     return made.loaded().to(torch.float64).decode(torch.stack(activations), x_SBD.double()).transpose(0, 1)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("run", TRANSCODERS, ids=str)
 def test_files_encode_and_decode_as_the_trained_dictionary(run: Run, tmp_path: Path) -> None:
     made = exported(run, tmp_path, run__export_dtype="float32")
@@ -56,6 +57,7 @@ def test_files_encode_and_decode_as_the_trained_dictionary(run: Run, tmp_path: P
     assert relative(made.loaded()(x_SBD).transpose(0, 1), outputs) < FLOAT32
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("run", TRANSCODERS, ids=str)
 def test_files_in_bfloat16_are_within_their_rounding(run: Run, tmp_path: Path) -> None:
     made = exported(run, tmp_path, run__export_dtype="bfloat16")
@@ -71,6 +73,7 @@ def test_files_in_bfloat16_are_within_their_rounding(run: Run, tmp_path: Path) -
     assert relative(decoded(made, wanted), outputs) < BFLOAT16
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("run", SAES, ids=str)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_autoencoders_are_saelens_files(run: Run, dtype: str, tmp_path: Path) -> None:

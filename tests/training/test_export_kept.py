@@ -34,7 +34,6 @@ from circuit_tracer.transcoders import load_transcoder_from_hub
 from tests.support.evaluation_cases import parts_of, sequences
 from tests.support.export_cases import dense, exported
 from tests.support.loop_cases import ACTIVATIONS, LAYERS, SERVED, Run
-from tests.support.thinned import one_in
 from tests.support.train_cases import quick, settings
 
 FEW: dict[str, Any] = {"evaluation__replacement_tokens": 0}
@@ -50,7 +49,8 @@ def batches_of(run: Run, first: int, count: int) -> list[Any]:
     return [run.stream().batch(number) for number in range(first, first + count)]
 
 
-@pytest.mark.parametrize("run", one_in(5, [Run(*each, batch=100) for each in reversed(SERVED)]), ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize("run", [Run(*each, batch=100) for each in reversed(SERVED)], ids=str)
 def test_files_keep_error_and_active_features(run: Run, parts: ModelParts, tmp_path: Path) -> None:
     loop = run.loop(tmp_path / "checkpoints", **FEW)
     loop.run()
@@ -73,6 +73,7 @@ def test_files_keep_error_and_active_features(run: Run, parts: ModelParts, tmp_p
     assert after.l0 == pytest.approx(before.l0, rel=0.1 if rule.needs_level else 0.002)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("kind", "activation"), [("sae" if name == "switch" else "skip", name) for name in ACTIVATIONS]
 )
@@ -94,7 +95,8 @@ def held_out() -> list[torch.Tensor]:
     return sequences(40, 41)
 
 
-@pytest.mark.parametrize(("kind", "activation"), one_in(5, [pair for pair in SERVED if pair[0] != "sae"]))
+@pytest.mark.few
+@pytest.mark.parametrize(("kind", "activation"), [pair for pair in SERVED if pair[0] != "sae"])
 def test_files_keep_the_divergence_of_the_replaced_model(
     kind: str, activation: str, parts: ModelParts, held_out: list[torch.Tensor], tmp_path: Path
 ) -> None:
@@ -155,6 +157,7 @@ def test_what_was_kept_is_said_and_too_great_a_loss_is_an_error() -> None:
         ruined.require(Run("clt", "batch_topk").config("runs/one"))  # in the number format of its weights
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_a_run_ends_in_an_error_when_its_files_are_not_what_was_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def test_circuit_tracer_refuses_what_it_would_take_for_relu() -> None:
     assert refusals(FOLDER) == {}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", [*DICTIONARIES, *REFUSED])
 def test_stored_dictionaries_are_what_is_exported_today(
     name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

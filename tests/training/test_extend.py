@@ -131,6 +131,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow("takes 1.7 s")
 def test_a_finished_run_is_warmed_up_again_and_says_so_everywhere(finished: Path) -> None:
     shutil.copytree(finished / "run", finished / "extended")
     now = {"run__tokens": 30 * BATCH, "optimizer__decay": 0.5, "optimizer__warmup_steps": 2}
@@ -261,6 +262,7 @@ def begun(folder: Path, rule: str, **changes: Any) -> Loop:
     return loop
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", [*ACTING, *SILENT])
 def test_what_may_change_acts(
     name: str, halves: dict[str, tuple[Path, dict[str, torch.Tensor]]], tmp_path: Path

@@ -29,6 +29,7 @@ def found(run: Run = RUN, **changes: Any) -> Found:
     return best_rate(run.config(**changes), run.space(), batches, held_out, CPU, FeatureRanks())
 
 
+@pytest.mark.slow("takes 1.4 s")
 def test_the_best_rate_lies_between_two_others_and_is_found_again() -> None:
     first = found(optimizer__learning_rate=None)
     rates, errors = [one.rate for one in first.trials], [one.error for one in first.trials]

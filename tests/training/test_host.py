@@ -22,6 +22,7 @@ RUNS = [
 BLOCK_BYTES = 8 * 4 * 3 * 6
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("blocks", ["whole", "of-eight-rows"])
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_a_run_is_bitwise_the_same(run: Run, blocks: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

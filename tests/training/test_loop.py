@@ -162,6 +162,7 @@ def broken(run: Run, folder: Path, field: str, value: float) -> Loop:
     return loop
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("field", "value", "message"),
     [

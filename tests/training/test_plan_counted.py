@@ -78,6 +78,7 @@ COUNTED: dict[str, dict[str, Any]] = {
 }  # fmt: skip
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", COUNTED)
 def test_memory_is_what_a_run_is_counted_to_hold(case: str) -> None:
     layers, width, batch = 3, 32, 256

@@ -97,6 +97,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return of
 
 
+@pytest.mark.few
 @grids
 @pytest.mark.parametrize("run", RUNS, ids=str)
 def test_losses_and_weights_are_those_of_one_process(
@@ -134,6 +135,7 @@ def test_what_ranks_share_is_bitwise_the_same_on_all(grid: tuple[int, int], trai
             assert differences(other_shared, first_shared) == []
 
 
+@pytest.mark.slow("takes 2 s")
 @worlds
 def test_the_kth_largest_over_ranks_is_exactly_that_of_all(world: int, tmp_path: Path) -> None:
     generator = torch.Generator().manual_seed(0)

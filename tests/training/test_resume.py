@@ -12,7 +12,6 @@ import pytest
 
 from circuit_tracer.training.run import checkpoint
 from tests.support.loop_cases import RUNS, Run, differences, reports, tensors
-from tests.support.thinned import one_in
 
 
 @pytest.fixture(autouse=True)
@@ -22,7 +21,8 @@ def _folders_go(tmp_path: Path) -> Iterator[None]:
     shutil.rmtree(tmp_path)
 
 
-@pytest.mark.parametrize("run", [*one_in(5, RUNS), Run("sae", "switch", steps=4)], ids=str)
+@pytest.mark.few
+@pytest.mark.parametrize("run", [*RUNS, Run("sae", "switch", steps=4)], ids=str)
 def test_a_new_process_after_every_step_changes_nothing(run: Run, tmp_path: Path) -> None:
     whole = run.loop(tmp_path / "whole")
     whole.run()

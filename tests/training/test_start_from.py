@@ -66,6 +66,7 @@ STARTS = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("run", "source"), STARTS, ids=[f"{run}-{source}" for run, source in STARTS])
 def test_what_was_taken_over_is_exported_again(run: Run, source: str, tmp_path: Path) -> None:
     made = exported(run, tmp_path, run__export_dtype="float32")
@@ -131,6 +132,7 @@ def test_a_rank_takes_its_own_rows(tmp_path: Path) -> None:
         assert differences(mine.shared_tensors(), alone.shared_tensors()) == []
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("run", "changes", "message"),
     [
@@ -203,6 +205,7 @@ def trained(stream: MemoryStream, steps: int, folder: Path, origin: Origin | Non
     return float(Tensor(recorder.reports[-1].nmse_S).mean())
 
 
+@pytest.mark.slow("takes 5 s")
 def test_a_warm_start_needs_a_third_of_the_tokens(tmp_path: Path) -> None:
     """A planted change of the model: the NMSE of a cold run of 120 steps is reached in 40."""
     run = Run(features=64, batch=64, width=4)
@@ -213,6 +216,7 @@ def test_a_warm_start_needs_a_third_of_the_tokens(tmp_path: Path) -> None:
     assert warm <= cold < short
 
 
+@pytest.mark.slow("takes 1.8 s")
 def test_the_trainer_starts_from_a_run_and_says_so(tmp_path: Path) -> None:
     few = {"run__tokens": 32, "optimizer__warmup_steps": 1, "evaluation__tokens": 16, "sparsity__dead_after_tokens": 16}
     whole(tmp_path, "base", few)

@@ -107,6 +107,7 @@ def compare(case: Case, running_cut: float | None = None) -> None:
         assert worst <= TOLERANCE * scale, f"{name} differs by {worst}"
 
 
+@pytest.mark.few
 @each_case
 def test_loss_and_every_gradient_are_those_of_the_reference(case: Case) -> None:
     compare(case)

@@ -102,6 +102,7 @@ def test_the_loss_is_the_sum_of_finite_terms(case: Case) -> None:
         assert torch.isfinite(gradient).all(), name
 
 
+@pytest.mark.slow("takes 2.2 s")
 @any_case
 @given(cases())
 def test_a_batch_twice_is_the_same_loss(case: Case) -> None:
@@ -122,6 +123,7 @@ def test_a_batch_twice_is_the_same_loss(case: Case) -> None:
 # Gradients (§6)
 
 
+@pytest.mark.few
 @each_served
 def test_gradients_are_those_of_finite_differences(kind: str, activation: str) -> None:
     """Where nothing is held constant: the reconstruction, the penalty, the balance of experts, and the Jacobian away from

@@ -92,6 +92,7 @@ def test_gradient_of_log_theta_carries_one_more_theta() -> None:
     assert near_misses > 5
 
 
+@pytest.mark.slow("takes 1.8 s")
 @any_case
 @given(cases(activations=("jumprelu",)))
 def test_subsampled_band_changes_no_value_and_is_unbiased(case: Case) -> None:

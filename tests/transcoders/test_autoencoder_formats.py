@@ -30,6 +30,7 @@ def written(request, tmp_path_factory):
     return layout, place, folder, layout.write(folder)(X)
 
 
+@pytest.mark.few
 def test_what_is_loaded_computes_what_its_library_computes(written, tmp_path):
     layout, place, folder, expected = written
     for lazy in (False, True):

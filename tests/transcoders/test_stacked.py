@@ -51,6 +51,7 @@ def test_a_stack_gives_what_its_parts_give_together(how: str) -> None:
         torch.testing.assert_close(bias[1], base.encoder_rows(layer, torch.tensor([3]))[1][0])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("attention", [False, True], ids=["alone", "with attention"])
 @pytest.mark.parametrize("how", CASES)
 def test_graphs_of_a_stack_equal_the_reference(how: str, attention: bool, tmp_path: Path) -> None:

@@ -101,6 +101,7 @@ def test_a_valid_folder_computes_what_its_library_computes(written):
         torch.testing.assert_close(loaded(X), expected)
 
 
+@pytest.mark.few
 def test_no_tensor_is_ignored(written, tmp_path):
     layout, folder, expected = written
     original = computed(layout, folder)
@@ -113,6 +114,7 @@ def test_no_tensor_is_ignored(written, tmp_path):
             assert_used_or_refused(layout, changed, original, f"tensor {name} {shape}")
 
 
+@pytest.mark.few
 def test_no_key_is_ignored(written, tmp_path):
     layout, folder, _ = written
     original = computed(layout, folder)
@@ -125,6 +127,7 @@ def test_no_key_is_ignored(written, tmp_path):
         assert_used_or_refused(layout, changed, original, f"key {key}")
 
 
+@pytest.mark.few
 @settings(max_examples=6, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(name=st.text("abkmnw_.0", min_size=2, max_size=9), data=st.data())  # "k" alone is a key that is used
 def test_no_name_whatever_is_ignored(written, tmp_path_factory, name, data):
@@ -139,6 +142,7 @@ def test_no_name_whatever_is_ignored(written, tmp_path_factory, name, data):
         computed(layout, changed)
 
 
+@pytest.mark.few
 def test_no_key_of_the_set_is_ignored(written, tmp_path):
     layout, folder, _ = written
     shutil.copytree(folder, tmp_path / "set")

@@ -25,6 +25,7 @@ def parts(transcoders):
             yield transcoders.skip_matrix(layer)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("lazy", [False, True], ids=["eager", "lazy"])
 @pytest.mark.parametrize("skip", [False, True], ids=["plain", "skip"])
 @pytest.mark.parametrize("activation", ACTIVATIONS)

@@ -32,6 +32,7 @@ def served(graph_folder: Path) -> Iterator[Server]:
         yield server
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("body", BODIES.values(), ids=BODIES)
 def test_a_broken_body_is_refused_and_nothing_is_saved(body: bytes, served: Server, graph_folder: Path) -> None:
     before = (graph_folder / "small.json").read_bytes()

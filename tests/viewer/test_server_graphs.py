@@ -99,6 +99,7 @@ def test_labels_of_nodes_that_a_pruned_file_lacks_are_kept(served: Server, graph
     assert answer.json["clerps"] == [["0_6_1", "new"], ["5_99_1", "elsewhere"]]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("text", "part"),
     [

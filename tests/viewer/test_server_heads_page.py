@@ -109,6 +109,7 @@ def test_axe_finds_nothing_serious(visit: Callable[..., Page], demo_served: Serv
     assert serious_findings(page, axe) == []
 
 
+@pytest.mark.slow("takes 3.1 s")
 def test_a_model_that_is_at_work_can_be_asked_again(browser: Browser, demo_served: Server) -> None:
     page = browser.page(demo_served.url)
     page.wait(READY, 30)

@@ -48,6 +48,7 @@ def test_a_trace_is_that_of_attribute_and_saved_whole(served: Server, graph_fold
     assert [entry["slug"] for entry in index] == ["small", "demo"]
 
 
+@pytest.mark.slow("takes 1.4 s")
 def test_what_the_page_asks_for_and_what_a_cell_does_beside_it_are_right(
     served: Server, graph_folder: Path, demo_model: ReplacementModel, demo_graph: Graph
 ) -> None:
@@ -95,6 +96,7 @@ def test_outputs_are_what_the_model_says_next(served: Server, demo_model: Replac
         assert ask(served, "/api/outputs", {"prompt": PROMPT}).json == {"outputs": []}
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("body", "status", "part"),
     [
@@ -169,6 +171,7 @@ def test_a_graph_without_its_whole_file_is_rerun_from_its_own_tokens(served: Ser
         assert "put the whole graph" in error
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("edit", "part"),
     [

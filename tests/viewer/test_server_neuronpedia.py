@@ -173,6 +173,7 @@ def test_steering(served: Server, demo_model: ReplacementModel, demo_graph: Grap
         assert each["prob"] == pytest.approx(top[each["token"]], abs=1e-5)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("feature", "part"),
     [

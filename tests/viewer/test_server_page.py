@@ -99,6 +99,7 @@ def _wait_at_rows(report: Callable[..., None]) -> Callable[..., None]:
     return waiting
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_what_cannot_be_traced_is_said_in_the_dialog(visit: Callable[..., Page]) -> None:
     page = visit()
     page.click("[data-testid=trace]")
@@ -193,6 +194,7 @@ def test_the_next_trace_begins_with_the_prompt_as_it_was(visit: Callable[..., Pa
     assert page.js("document.querySelector('[data-testid=trace-dialog] form').checkValidity()") is True
 
 
+@pytest.mark.slow("takes 2.2 s")
 def test_an_intervention_from_a_node_shows_on_the_graph(visit: Callable[..., Page], demo_served: Server) -> None:
     page = visit()
     page.click("[data-testid=start-routes]")
@@ -223,6 +225,7 @@ def test_an_intervention_from_a_node_shows_on_the_graph(visit: Callable[..., Pag
     assert texts(page, ".box-caption") == fills
 
 
+@pytest.mark.slow("takes 1.7 s")
 def test_steering_from_a_supernode_shows_in_the_text(visit: Callable[..., Page], demo_served: Server) -> None:
     page = visit()
     page.click("[data-testid=start-routes]")
@@ -288,6 +291,7 @@ def test_a_large_graph_comes_in_parts(
     assert shares == pytest.approx(1)
 
 
+@pytest.mark.slow("takes 1.9 s")
 def test_features_and_their_absence(visit: Callable[..., Page], graph_folder: Path) -> None:
     page = visit()
     page.js("viewer.actions.select('0_5_0')")
@@ -345,6 +349,7 @@ def test_hostile_words_are_text_everywhere(visit: Callable[..., Page], graph_fol
     assert page.js("document.querySelectorAll('main img, dialog img, main script, dialog script').length") == 0
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_without_a_model_the_page_shows_and_saves(browser: Browser, graph_folder: Path) -> None:
     from circuit_tracer.viewer.server import serve
 

@@ -148,6 +148,7 @@ LEADING_OUT = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("root", ["/data/", "/graph_data/", "/features/", "/", "/api/graphs/", "/save_graph/"])
 def test_no_path_leads_out_of_the_folders(served: Server, outside: Path, root: str) -> None:
     for path in LEADING_OUT:

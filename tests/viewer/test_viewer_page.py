@@ -105,6 +105,7 @@ def test_errors_and_weak_links_can_be_hidden(small: Page):
     assert params(small) == {"hideErrors": "true", "edgeThreshold": str(0.7**3)}
 
 
+@pytest.mark.slow("takes 2 s")
 def test_features_that_are_active_on_many_tokens_can_be_hidden(open_page: Callable[..., Page]):
     document = small_document()
     details = {(0, 5): {"activation_frequency": 0.5}, (0, 6): {"activation_frequency": 0.001}, (1, 7): {}}

@@ -60,6 +60,7 @@ def choose(page: Page, menu: str, value: str) -> None:
     )
 
 
+@pytest.mark.slow("takes 2.7 s")
 def test_one_file_lists_filters_sorts_and_opens_graphs(run: Run, open_page: Callable[..., Page]) -> None:
     page = open_page(run_page(run), ready=READY)
     assert listed(page) == ["a/1", "b", "empty", "c", "d"]

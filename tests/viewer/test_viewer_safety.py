@@ -29,6 +29,7 @@ HOSTILE = [
 ]
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("text", HOSTILE, ids=range(len(HOSTILE)))
 def test_hostile_strings_are_shown_as_text(open_page: Callable[..., Page], text: str):
     document = small_document(prompt=text, slug=text, scan=text, prompt_tokens=[text, text])
@@ -100,6 +101,7 @@ def empty_page(open_page: Callable[..., Page]) -> Page:
     )
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("document", "message"), BROKEN, ids=[message for _, message in BROKEN])
 def test_a_broken_file_gives_a_message(empty_page: Page, tmp_path: Path, document: Any, message: str):
     path = tmp_path / "broken.json"
@@ -113,6 +115,7 @@ def test_a_broken_file_gives_a_message(empty_page: Page, tmp_path: Path, documen
     assert empty_page.errors() == []
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "data", [b"", b"{", b"\x1f\x8b\x08\x00cut", b"\xff\xfe"], ids=["empty", "cut", "cut gzip", "bytes"]
 )

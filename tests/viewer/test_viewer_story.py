@@ -213,6 +213,7 @@ def test_groups_of_the_file_are_offered_accepted_and_undone(told: Page) -> None:
     assert state(told, "pinned") == ["E_10_0"]
 
 
+@pytest.mark.slow("takes 1.6 s")
 def test_a_server_groups_the_graph_of_a_page(visit: Callable[..., Page], demo_served: Server) -> None:
     page = visit("?slug=demo")
     page.click("[data-testid=group-all]")
