@@ -95,6 +95,7 @@ CPU = (
         3,
     ),
     Benchmark("losses", "losses", "", (), 60),
+    Benchmark("bit-flips", "bit_flips", "", (), 3),
     Benchmark("threads", "threads", "--results threads.json", (), 1),
     Benchmark("ground-truth", "faithfulness.ground_truth", "", (), 5),
     Benchmark("explanations", "explanations", "", (), 2),
@@ -166,6 +167,7 @@ CPU = (
         ("smollm2-hf", "decode", "corpus"),
         180,
     ),
+    Benchmark("training-roofline", "training.roofline", "", (), 1),
     Benchmark("training-export", "training.export", "", (), 3),
     Benchmark("training-warm-start", "training.warm_start", "", (), 4),
     Benchmark(
