@@ -1,11 +1,13 @@
-"""Garbage collection, put off while libraries are imported and models load.
+"""Garbage collection, put off while libraries are imported and models load, and left out when a command ends.
 
 Such a stretch makes hundreds of thousands of objects that stay as long as the process does. Meanwhile Python would look
-through all of them again and again, a fifth of the time that importing torch and transformers and loading a small model takes.
+through all of them again and again, a fifth of the time that importing torch and transformers and loading a small model takes;
+and at its end once more, several times, to give back what the system takes back anyhow.
 """
 
 from __future__ import annotations
 
+import atexit
 import gc
 import threading
 from collections.abc import Iterator
@@ -45,3 +47,11 @@ def _age() -> None:
     if not gc.get_freeze_count():
         gc.freeze()
         gc.unfreeze()
+
+
+def end_without_collection() -> None:
+    """At the end of this process, after its functions for that moment, cycles of objects are not looked for.
+
+    For a process of our own: another's objects may wait in a cycle for their `__del__`.
+    """
+    atexit.register(gc.freeze)

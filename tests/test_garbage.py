@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gc
+import subprocess
+import sys
 import threading
 import weakref
 from collections.abc import Iterator
@@ -101,3 +103,24 @@ def test_what_the_caller_froze_stays_frozen() -> None:
     assert gc.get_freeze_count()
     assert not any(each is thing for each in gc.get_objects())
     gc.unfreeze()
+
+
+ENDS = """
+import sys, weakref
+from circuit_tracer.__main__ import main
+class Thing:
+    def __del__(self): print("collected")
+thing = Thing()
+weakref.finalize(thing, print, "finalized")  # as temporary folders are taken away
+thing.itself = thing
+sys.argv = ["circuit-tracer", *sys.argv[1:]]
+main()
+"""
+
+
+@pytest.mark.parametrize("words", [["--version"], ["info", "no-such-file"]], ids=["well", "with an error"])
+def test_a_command_ends_without_a_look_at_all_objects(words: list[str]) -> None:
+    ended = subprocess.run([sys.executable, "-c", ENDS, *words], capture_output=True, text=True)
+    assert "finalized" in ended.stdout
+    assert "collected" not in ended.stdout
+    assert ended.returncode == (0 if words == ["--version"] else 2)

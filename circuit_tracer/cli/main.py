@@ -8,6 +8,7 @@ from typing import Annotated
 import typer
 
 from circuit_tracer.cli.frame import Commands, Debug, Row, new_app
+from circuit_tracer.garbage import end_without_collection
 
 TRACE, MANY, READ, TEST, TRAIN, SHARE = "Trace", "Many prompts", "Read", "Test", "Train", "Share"
 
@@ -91,6 +92,7 @@ def main() -> None:
     """Entry point of the `circuit-tracer` command, also as `python -m circuit_tracer`."""
     for name, value in QUIET.items():
         os.environ.setdefault(name, value)
+    end_without_collection()
     app(prog_name="circuit-tracer")
 
 
