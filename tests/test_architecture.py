@@ -353,6 +353,7 @@ def test_functions_import_what_is_slow_and_nothing_else() -> None:
     _report("imports inside functions that belong at the top of the file", [str(one) for one in broken])
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("line", GETS_AT_MODULES)
 def test_a_running_model_is_got_at_in_one_way(line: str) -> None:
     """Whoever reads or writes a place of a running model asks models/run.py for it."""

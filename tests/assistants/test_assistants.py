@@ -153,6 +153,7 @@ class TestReading:
         same = good(ask("compare_graphs", a="dallas", b="bare"))
         assert same["difference"] == same["accounted"] == 0
 
+    @pytest.mark.slow("takes 1.5 s")
     def test_the_model_tests_what_a_graph_says(self, ask: Ask) -> None:
         heads = good(ask("next_tokens", prompt=PROMPT))
         assert heads["next"][0]["text"] == "Austin"

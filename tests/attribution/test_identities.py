@@ -47,6 +47,7 @@ def test_every_row_sums_to_what_its_target_reads(case: Case, dtype: torch.dtype)
         assert torch.isfinite(graph.edges.weight).all()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("case", one_each(), ids=str)
 def test_values_that_rows_sum_to_are_the_true_ones(case: Case) -> None:
     model = build(case)

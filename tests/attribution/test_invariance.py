@@ -47,6 +47,7 @@ def test_batch_size_does_not_matter(case: Case, budget: int | None, batch_size: 
     assert_same(found, attribute(IDS, model, **options))
 
 
+@pytest.mark.few
 @each_case
 @pytest.mark.parametrize("offload", ["cpu", "disk"])
 def test_reading_decoder_rows_again_does_not_matter(case: Case, offload: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -99,6 +99,7 @@ def neurons_of(graph: Graph, model: ReplacementModel) -> list[Tensor]:
     return found
 
 
+@pytest.mark.few
 @each_architecture
 def test_read_vectors_give_activations_and_neurons_the_mlps_output(name: str) -> None:
     model = model_of(name)

@@ -56,6 +56,7 @@ def test_no_budget_or_a_large_one_keeps_all_active_features(case: Case, more: in
     assert float(graph.balance.unselected_mass.abs().max()) <= 1e-12
 
 
+@pytest.mark.few
 @each_case
 def test_sets_above_a_threshold_are_nested_and_hold_themselves_up(case: Case) -> None:
     model = build(case)
@@ -73,6 +74,7 @@ def test_sets_above_a_threshold_are_nested_and_hold_themselves_up(case: Case) ->
     assert previous.all()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("budget", [1, 3, 10, 30])
 def test_every_feature_that_is_kept_matters_more_than_those_that_are_not(budget: int) -> None:
     model = build(LAYERED)

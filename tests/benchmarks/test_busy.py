@@ -31,6 +31,7 @@ def test_loops_end_with_what_they_were_for() -> None:
     assert all(ended(pid, 0) for pid in loops)
 
 
+@pytest.mark.slow("takes 1.6 s")
 def test_loops_end_when_their_process_is_killed() -> None:
     script = (
         "import time\nfrom benchmarks.tracing.busy import busy\n"

@@ -63,6 +63,7 @@ def test_names_are_read_without_what_tells_them_apart() -> None:
     assert not says("Austin", "Austin")
 
 
+@pytest.mark.slow("takes 1.2 s")
 def test_the_known_chain_is_found_and_carries_the_answer(cases: list[Explained], model: ReplacementModel) -> None:
     shares = found(cases)
     assert shares["the model is right"] == shares["the entity's group is found"] == 1

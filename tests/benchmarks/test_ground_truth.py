@@ -29,7 +29,7 @@ def found() -> dict[str, Any]:
     return measure(EVERY)
 
 
-@pytest.mark.slow("takes 5.5 s")
+@pytest.mark.slow("measures a part of the benchmark, 6 s")
 def test_the_entity_is_in_the_graph_and_its_features_carry_the_answer(found: dict[str, Any]) -> None:
     """Far below what is published, far above what chance gives."""
     trained = found["trained"]
@@ -40,6 +40,7 @@ def test_the_entity_is_in_the_graph_and_its_features_carry_the_answer(found: dic
     assert trained["swaps"]["random features"]["1"] <= 0.15
 
 
+@pytest.mark.slow("measures a part of the benchmark, 6 s")
 def test_aims_that_are_missed_are_named(found: dict[str, Any]) -> None:
     def share(path: float, swap: float, chance: float) -> dict[str, Any]:
         return {"graph": {"is on a path": path}, "swaps": {"features": {"1": swap}, "random features": {"1": chance}}}
@@ -54,6 +55,7 @@ def test_aims_that_are_missed_are_named(found: dict[str, Any]) -> None:
     assert missed(good | {"reserved cities": share(0.5, 0.9, 0.0)}) == []
 
 
+@pytest.mark.slow("measures a part of the benchmark, 6 s")
 def test_the_table_has_every_number(found: dict[str, Any]) -> None:
     text = "\n".join(table(found))
     for group in found.values():

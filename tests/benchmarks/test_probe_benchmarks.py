@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from benchmarks.probes.personal import personal_texts
@@ -50,6 +51,7 @@ def test_wrong_answers_are_of_the_same_relation_and_wrong() -> None:
         assert int(one.answer) == (int(a) + int(b) if sign == "+" else int(a) - int(b))
 
 
+@pytest.mark.slow("takes 1.3 s")
 def test_statements_of_the_world_and_the_models_own_probability_tell_lies() -> None:
     model, tokenizer = load_model(MODEL)
     questions = [one for one in world_questions() if one.relation != "place, 1 hops"][::5]

@@ -103,6 +103,7 @@ def labels_at(address: str, slug: str) -> set[str]:
     return {node["clerp"] for node in nodes if node["feature_type"] == "cross layer transcoder"}
 
 
+@pytest.mark.slow("takes 5.9 s")
 def test_start_server_is_circuit_tracers(tmp_path: Path) -> None:
     (tmp_path / "features").mkdir()
     (tmp_path / "features" / "7.json").write_text("{}")

@@ -58,6 +58,7 @@ def test_why_a_head_looks_somewhere_is_tested_too(run: Run, folders: Folders, tm
     assert "score without the circuit" in kept.summary()["numbers"]
 
 
+@pytest.mark.slow("takes 1.2 s")
 def test_groups_that_the_graph_keeps_are_tested(run: Run, folders: Folders, traced: Path, tmp_path: Path) -> None:
     given = ("-t", folders.transcoder, "-m", folders.model, "--device", "cpu")
     graph = Graph.load(traced)

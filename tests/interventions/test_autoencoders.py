@@ -58,6 +58,7 @@ def test_an_ablated_feature_is_its_decoder_row_taken_from_its_place(architecture
     assert (outcome.final - clean.final).abs().max() > 1e-6
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("place", PLACES)
 def test_a_feature_at_its_own_value_changes_nothing(place):
     model = autoencoded("llama", place)

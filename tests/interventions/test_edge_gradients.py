@@ -36,6 +36,7 @@ def test_with_everything_frozen_the_derivative_is_the_edge(architecture: str, ki
         assert found.agreement.slope == pytest.approx(1)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("input_hook", ["hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in"])
 @pytest.mark.parametrize("output_hook", ["hook_mlp_out", "mlp.hook_out"])
 def test_at_every_hook(input_hook: str, output_hook: str) -> None:

@@ -132,6 +132,7 @@ def test_a_head_that_looks_at_one_key_gives_its_value(name: str) -> None:
 # ---- what must be equal
 
 
+@pytest.mark.few
 @each_architecture
 def test_all_heads_frozen_is_frozen_attention(name: str) -> None:
     edit = set_to((0, 2, 3), 4.0)
@@ -143,6 +144,7 @@ def test_all_heads_frozen_is_frozen_attention(name: str) -> None:
     assert not torch.allclose(some, edited(name, edit, Semantics("direct")))
 
 
+@pytest.mark.few
 @each_architecture
 def test_with_everything_frozen_heads_of_a_layer_add_up_with_each_other_and_with_features(name: str) -> None:
     """Edits of other layers' heads do not: what one gives, the other hears."""
@@ -159,6 +161,7 @@ def test_with_everything_frozen_heads_of_a_layer_add_up_with_each_other_and_with
     assert not torch.allclose(chained - clean, alone[0].final + alone[4].final - 2 * clean)
 
 
+@pytest.mark.few
 @each_architecture
 def test_what_a_head_does_already_changes_nothing_at_all(name: str) -> None:
     own = heads_at(name, IDS)

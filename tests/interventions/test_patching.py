@@ -39,6 +39,7 @@ def model() -> ReplacementModel:
     return replacement()
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("architecture", ARCHITECTURES)
 def test_the_whole_residual_stream_carries_everything(architecture: str) -> None:
     model = replacement(architecture)

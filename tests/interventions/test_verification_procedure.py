@@ -37,6 +37,7 @@ def traced(architecture: str, kind: str, skip: bool) -> tuple[ReplacementModel, 
     return model, attribute(IDS, model, max_n_logits=10, desired_logit_prob=0.95)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(("architecture", "kind", "skip"), CASES)
 def test_errors_and_tokens(architecture: str, kind: str, skip: bool) -> None:
     model, graph = traced(architecture, kind, skip)

@@ -66,6 +66,7 @@ def test_rows_in_blocks_are_rows_at_once(way: object, dtypes: tuple[torch.dtype,
         assert_same(found, some(whole, start, stop))
 
 
+@pytest.mark.few
 @pytest.mark.skipif(len(WAYS) == 1, reason="the interpreter is not used here")
 @pytest.mark.parametrize("dtypes", [(BF16, F32), (BF16, BF16), (BF16, PACKED), (F32, PACKED)], ids=str)
 @pytest.mark.parametrize("shape", [(3, 520), (2, 37)], ids=lambda shape: "R{}-C{}".format(*shape))

@@ -99,6 +99,7 @@ def test_finds_exactly_the_entries_of_the_specification_for_any_shape(
     assert_specified(encode(*problem), problem)
 
 
+@pytest.mark.few
 @each_dtype
 @each_shape
 @pytest.mark.parametrize("pattern", ["some", "all"])

@@ -113,6 +113,7 @@ def test_torch_gathers_and_gets_the_same(
     assert_close(out_TN, exact(problem), TOLERANCE[dtypes])
 
 
+@pytest.mark.few
 @each_dtype
 @pytest.mark.parametrize("shape", SHAPES[2:5], ids=lambda shape: "T{}-D{}-{}".format(*shape))
 def test_rows_side_by_side_equal_the_specification(

@@ -144,6 +144,7 @@ def test_nan_cuts_and_infinite_cuts() -> None:
     assert_specified(encoded(problem), exact(problem), problem)
 
 
+@pytest.mark.few
 @each_dtype
 def test_values_are_those_of_the_specification_to_rounding(dtypes: Dtypes) -> None:
     problem = draw(17, 576, 5, dtypes, "all", grid=False)
@@ -153,6 +154,7 @@ def test_values_are_those_of_the_specification_to_rounding(dtypes: Dtypes) -> No
     assert error <= TOLERANCE[dtypes] * expected.value.square().mean().sqrt()
 
 
+@pytest.mark.few
 @pytest.mark.usefixtures("poisoned_memory")
 @pytest.mark.parametrize("pattern", PATTERNS)
 def test_nothing_of_the_result_is_left_unwritten(pattern: str) -> None:

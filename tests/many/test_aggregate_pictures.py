@@ -18,6 +18,7 @@ def six() -> Aggregate:
     return aggregate_graphs(six_graphs().items(), labels, names={A: "costs $3 or $4"}, resamples=20)
 
 
+@pytest.mark.slow("takes 1.3 s")
 def test_the_same_file_each_time(six: Aggregate, tmp_path: Path) -> None:
     for place in ("one", "two"):
         assert draw(six, str(tmp_path / place), ".svg") == [

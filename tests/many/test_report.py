@@ -126,6 +126,7 @@ def test_labels_that_behave_differently_have_a_direction(made: Run) -> None:
     assert towards_others(made.table, labels, alike, "capital") == 0
 
 
+@pytest.mark.slow("takes 1.3 s")
 def test_what_separates_holds_on_rows_that_did_not_choose_it(report: Report, made: Run) -> None:
     assert {each.holds for each in report.separators} >= {True}
     asked = {each.label for each in report.separators if each.auc_found == each.auc == 1}

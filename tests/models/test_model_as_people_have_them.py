@@ -412,6 +412,7 @@ def test_a_folder_without_a_tokenizer_says_what_to_do(folder: Path) -> None:
         load_language_model(folder, CPU, torch.float32)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     "options",
     [{"no_such_argument": 1}, {"quantization_config": 5}, {"tokenizer": 5}, {"tokenizer": "/no/where"}],

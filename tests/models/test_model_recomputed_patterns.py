@@ -38,6 +38,7 @@ def test_patterns_can_be_made_from_what_is_kept(name: str) -> None:
         torch.testing.assert_close(scores.pattern(), pattern, rtol=1e-9, atol=1e-12)
 
 
+@pytest.mark.few
 @each_architecture
 def test_the_frozen_network_is_the_same(name: str) -> None:
     parts = parts_of(name)

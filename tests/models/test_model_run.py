@@ -77,6 +77,7 @@ def test_what_is_read_obeys_the_identities_of_a_layer(name: str) -> None:
         same(post.parameters.freeze(post.parameters.inverse_sigma(raw)).forward(raw), mlp_out.flatten(0, 1))
 
 
+@pytest.mark.few
 @each_architecture
 def test_a_batch_is_its_sequences_one_by_one(name: str) -> None:
     parts = parts_of(name)

@@ -109,6 +109,7 @@ def settings_for(active: float) -> SparsitySection:
     return SparsitySection(activation="batch_topk", active=active)
 
 
+@pytest.mark.slow("takes 1.8 s")
 @hypothesis_settings(max_examples=15, deadline=None)
 @given(
     st.integers(0, 99),

@@ -131,6 +131,7 @@ class Killed(BaseException):
     """What no code catches, like a process that ends."""
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("call", range(5))
 def test_a_save_that_is_cut_short_leaves_the_last_one(
     call: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

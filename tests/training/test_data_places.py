@@ -175,6 +175,7 @@ def test_an_empty_part_is_named() -> None:
     assert [behind[0][2] for _, behind in MixedDocuments([tokens], [1.0]).read(None)] == [TOKEN * len(ids)]
 
 
+@pytest.mark.slow("takes 1.4 s")
 @pytest.mark.parametrize("kind", ["jsonl", "huggingface"])
 def test_a_stream_of_several_data_sets_resumes_and_is_cached(kind: str, tmp_path: Path) -> None:
     parts = []

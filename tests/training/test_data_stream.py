@@ -249,6 +249,7 @@ def test_statistics_are_moments_of_the_first_rows(n_tokens: int, kind: str, fold
     assert all(same(*pair) for pair in zip(expected, batches(source), strict=True))
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
 def test_statistics_do_not_move_the_stream(steps: int, folder: Path) -> None:
     settings = config(folder)

@@ -83,6 +83,7 @@ def test_replaced_passes_equal_plain_hooks_on_every_architecture(architecture: s
     assert (found - own).view(3, 9, -1)[:, 1:].abs().max() > 0.05
 
 
+@pytest.mark.slow("takes 1.2 s")
 def test_numbers_are_the_definitions() -> None:
     parts, transcoders, tokens = parts_of(), tiny_transcoder("clt"), sequences(40)
     parts.unembed.weight.data *= 8  # so that the model is sure now and then

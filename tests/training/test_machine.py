@@ -12,6 +12,7 @@ from circuit_tracer.training.run import machine as machines
 from circuit_tracer.training.run.machine import measure
 
 
+@pytest.mark.slow("takes 1.6 s")
 def test_the_machine_is_measured_in_under_a_second(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "checkpoints").mkdir()
     (tmp_path / "checkpoints" / "old").write_bytes(bytes(10**6))

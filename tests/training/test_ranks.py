@@ -148,6 +148,7 @@ def test_the_kth_largest_over_ranks_is_exactly_that_of_all(world: int, tmp_path:
         assert results(together(world, rank_cases.largest, each, counts, folder=tmp_path)) == [expected] * world
 
 
+@pytest.mark.slow("takes 1.2 s")
 @pytest.mark.parametrize("run", [Run("clt", "batch_topk", "float64"), Run("plt", "topk", "float64")], ids=str)
 def test_calibrated_levels_are_those_of_one_process(run: Run, tmp_path: Path) -> None:
     expected = rank_cases.levels(FeatureRanks(), run)

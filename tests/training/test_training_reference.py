@@ -151,6 +151,7 @@ def weights_of(given: dict[str, Tensor]) -> Weights:
     )
 
 
+@pytest.mark.few
 @each_kind
 def test_gates_learn_to_reconstruct_through_decoders_that_do_not(kind: str) -> None:
     example = make(Case(kind, "gated", n_layers=2, n_tokens=3, n_features=4, width=3, seed=1))

@@ -26,6 +26,7 @@ def file_pages() -> int:
     return int(line.split()[1]) * 1024
 
 
+@pytest.mark.slow("takes 1.6 s")
 @on_linux
 def test_rows_are_read_and_their_pages_let_go_of(tmp_path: Path) -> None:
     whole = torch.arange(64 * MB // 4, dtype=torch.float32).view(-1, 4, 256)

@@ -24,6 +24,7 @@ def load(folder: Path, layout: Published, **options):
         return load_transcoder_from_hub(folder, **hooks, **layout.options, **options)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("layout", PUBLISHED.values(), ids=PUBLISHED)
 def test_published_layouts_compute_what_their_libraries_compute(layout, tmp_path):
     reference = layout.write(tmp_path / "published")

@@ -134,6 +134,7 @@ def shown_by_the_page(document: dict[str, Any]) -> set[str]:
     return {n["node_id"] for n in document["nodes"] if n["feature_type"] in always or n["influence"] <= limit}
 
 
+@pytest.mark.slow("takes 2.4 s")
 @pytest.mark.parametrize("scan", ["./feats", "org/name"], ids=["a file a feature", "binary"])
 def test_nodes_tokens_rows_and_examples_are_all_there(
     show: Callable[..., Page], demo_graph: Graph, tmp_path: Path, scan: str

@@ -182,6 +182,7 @@ def test_pruning_anew_keeps_what_is_pinned(visit: Callable[..., Page], demo_serv
     assert state(page, "pinned") == [*pinned, weak]
 
 
+@pytest.mark.slow("takes 1.2 s")
 def test_the_next_trace_begins_with_the_prompt_as_it_was(visit: Callable[..., Page], graph_folder: Path) -> None:
     document = small_document(prompt="<b>one</b> two", prompt_tokens=["<b>", "one"])
     (graph_folder / "small.json").write_text(json.dumps(document))
@@ -252,6 +253,7 @@ def test_steering_from_a_supernode_shows_in_the_text(visit: Callable[..., Page],
     assert "Austin" in page.js("document.querySelector('[data-testid=verdict] del').textContent")
 
 
+@pytest.mark.slow("takes 1.2 s")
 def test_a_graph_of_another_model_cannot_be_tested_and_the_reason_is_said(visit: Callable[..., Page]) -> None:
     page = visit()
     page.click("[data-testid=tab-test]")

@@ -15,6 +15,7 @@ ROUTES = "document.querySelector('[data-testid=start-routes]').click()"
 SELECT = "viewer.actions.select(viewer.graph.nodes.find(n => n.kind === 'target').id)"
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("phone", [False, True], ids=["desk", "phone"])
 @pytest.mark.parametrize(
     "then", ["", f"{ROUTES}; {SELECT}", "document.querySelector('[data-testid=report-button]').click()"]

@@ -79,6 +79,7 @@ def test_renaming_a_group_and_a_node_in_the_subgraph(small: Page):
     assert "my group" in texts(small, ".box-name")
 
 
+@pytest.mark.slow("takes 1.2 s")
 def test_dragging_a_box_keeps_its_place_in_the_address(small: Page, open_page: Callable[..., Page]):
     small.js("viewer.actions.pin(['0_5_0', '1_7_1'])")
     small.frames()

@@ -67,6 +67,7 @@ def opened(browser: Browser, address: str) -> Page:
     return page
 
 
+@pytest.mark.slow("takes 1.4 s")
 def test_modules_show_the_first_graph_of_the_list_and_choose_another(browser: Browser, address: str):
     page = opened(browser, address)
     options = page.js("[...document.querySelectorAll('[data-testid=chooser] option')].map(e => e.textContent)")
@@ -113,6 +114,7 @@ def test_features_from_the_indexed_binary_form(browser: Browser, folder: Path, a
     page.close()
 
 
+@pytest.mark.slow("takes 1.2 s")
 def test_a_graph_that_is_not_there_gives_a_message(browser: Browser, address: str):
     page = browser.page(address + "?slug=gone")
     page.wait("document.querySelector('[data-testid=problem]')")

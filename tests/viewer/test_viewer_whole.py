@@ -52,6 +52,7 @@ def assert_whole(page: Page) -> None:
     assert page.js("document.querySelector('[data-testid=outside]').hidden")
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_it_says_what_lies_outside_and_comes_back_as_it_was_left(open_page: Callable[..., Page], deep_page: str):
     page = open_page(deep_page)
     page.js("viewer.view.zoom(4, 0, 0)")
