@@ -218,6 +218,7 @@ def test_random_tokens() -> None:
 # ---- refusals
 
 
+@pytest.mark.few
 @pytest.mark.parametrize(
     ("settings", "said"),
     [

@@ -140,6 +140,7 @@ def test_all_neurons_leave_no_error_and_give_what_autograd_gives_under_relps_rul
         assert_equal(found.tokens[row], (gradient[0] * relp.tokens[0]).sum(-1).detach(), tolerance)
 
 
+@pytest.mark.few
 @pytest.mark.parametrize("name", ["llama", "gemma3", "gpt2", "gpt_neox", "phi3"])
 def test_every_edge_is_autograds_where_paths_end_at_neurons(name: str) -> None:
     graph, model = whole_graph(name), model_of(name)

@@ -85,6 +85,7 @@ def test_json_is_one_line_and_nothing_else(run: Run, folders: Folders, text: Pat
     assert outcome.json["conditions"]["settings"]["max_norm_ratio"] == 10
 
 
+@pytest.mark.slow("takes 1.8 s")
 def test_a_configuration_says_what_to_read_and_measure(run: Run, folders: Folders, configuration: Path) -> None:
     outcome = run("evaluate", "-t", folders.transcoder, "--data", configuration, "--json")
     assert outcome.code == 0, outcome.err
@@ -154,6 +155,7 @@ def test_defaults_are_those_of_configurations(run: Run, folders: Folders, text: 
     assert (found["replacement_tokens"], found["prompts"]) == (section.replacement_tokens, section.prompts)
 
 
+@pytest.mark.slow("takes 1.3 s")
 def test_autoencoders_are_measured_shown_and_not_traced(run: Run, folders: Folders, text: Path, tmp_path: Path) -> None:
     saes = saved_autoencoders(tmp_path / "saes", folders.model)
     outcome = run("evaluate", "-t", saes, "--data", text, "--context-length", 24, "-o", tmp_path / "report")

@@ -65,6 +65,7 @@ def sorted_files(folder: Path) -> list[str]:
     return sorted((file.name for file in folder.iterdir()), key=lambda name: order.index(name.partition(".")[0]))
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_labels_that_cannot_be_predicted_are_refused_before_any_work(
     run: Run, folders: Folders, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

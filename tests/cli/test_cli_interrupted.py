@@ -140,6 +140,7 @@ def grouped(path: Path, *names: str) -> list[str]:
     return members
 
 
+@pytest.mark.slow("takes 1.4 s")
 def test_a_name_that_is_taken_is_not_replaced_unasked(
     run: Run, trace: tuple[object, ...], traced: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

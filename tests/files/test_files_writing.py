@@ -26,6 +26,7 @@ def die_while_writing(path: Path) -> None:
         die()
 
 
+@pytest.mark.slow("takes 5.3 s")
 def test_what_a_killed_process_left_is_cleared_and_what_a_living_one_writes_is_not(tmp_path: Path) -> None:
     path = tmp_path / "file"
     path.write_text("old")

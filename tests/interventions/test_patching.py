@@ -217,6 +217,7 @@ def test_an_estimate_has_the_shape_of_the_measurement(model: ReplacementModel) -
 # ---- files
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_table_and_pictures(model: ReplacementModel, tmp_path: Path) -> None:
     table = activation_patching(model, CLEAN, CORRUPTED, sites=("resid", "head"), features=2)
     with open(table.to_csv(tmp_path / "t.csv"), encoding="utf-8") as file:

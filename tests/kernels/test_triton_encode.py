@@ -187,6 +187,7 @@ def test_takes_slices_and_leaves_its_inputs_alone() -> None:
     assert_specified(here(kernels.encode(*transposed, bias_F, cut_F)), exact(problem), problem)
 
 
+@pytest.mark.slow("takes 1.3 s")
 def test_two_runs_are_bitwise_equal() -> None:
     problem = there(*draw(40, 63, 37, DTYPES[2], grid=False))
     assert_repeats(lambda: kernels.encode(*problem))
@@ -198,6 +199,7 @@ def _step(x_BD: Tensor, weight_FD: Tensor, bias_F: Tensor, cut_F: Tensor) -> tup
     return entries.value.square(), entries.feature + 1
 
 
+@pytest.mark.slow("takes 1.3 s")
 def test_can_be_compiled_into_a_graph() -> None:
     problem = there(*draw(5, 7, 9, DTYPES[2]))
     expected = _step(*problem)

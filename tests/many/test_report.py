@@ -117,6 +117,7 @@ def test_behaviour_is_counted_by_label(report: Report) -> None:
     assert sum(rate.count for _, rate in both.answers) <= 2 * QUESTIONS
 
 
+@pytest.mark.slow("takes 1.6 s")
 def test_labels_that_behave_differently_have_a_direction(made: Run) -> None:
     labels, expected = made.values("label"), made.values("answer")
     assert towards_others(made.table, labels, expected, "capital") == 1
@@ -136,6 +137,7 @@ def test_what_separates_holds_on_rows_that_did_not_choose_it(report: Report, mad
     assert {cities[id] for id in report.halves.found}.isdisjoint(cities[id] for id in report.halves.tested)
 
 
+@pytest.mark.slow("takes 1.9 s")
 def test_findings_say_what_they_are(report: Report) -> None:
     assert report.findings
     for each in report.findings:

@@ -162,6 +162,7 @@ def test_killed_and_gone_on_with(calls: list[int] | None, case: Case, whole: Run
     assert kills >= (15 if calls is None else 1)
 
 
+@pytest.mark.slow("takes 1.4 s")
 def test_a_worker_that_is_killed_gives_its_unit_to_another(case: Case, whole: Run, tmp_path: Path) -> None:
     def engine(address: str, units: Any) -> Any:
         import multiprocessing
@@ -186,6 +187,7 @@ def test_two_processes_killed_at_any_time(case: Case, whole: Run, tmp_path: Path
     assert contents(tmp_path / "x") == contents(Path(whole.address))
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_rows_added_later_are_the_only_new_work(case: Case, tmp_path: Path) -> None:
     first = case.run(tmp_path, prompts()[:4])
     seen: list[Progress] = []
@@ -254,6 +256,7 @@ def test_a_graph_that_is_gone_or_damaged_is_traced_again(case: Case, whole: Run,
 # ---- shards, and who may work
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_shards_do_each_a_share(case: Case, whole: Run, tmp_path: Path) -> None:
     found = case.run(tmp_path, shard=(1, 3))
     assert [row["status"] == "waiting" for row in found.table] == [True] * 3 + [False] * 3 + [True] * 4
@@ -368,6 +371,7 @@ def test_damage_is_noticed(name: str, case: Case, whole: Run, tmp_path: Path) ->
         open_run(tmp_path)
 
 
+@pytest.mark.slow("takes 1.4 s")
 @pytest.mark.skipif(sys.platform == "win32", reason="needs RLIMIT_FSIZE")
 def test_a_full_disk_loses_nothing(case: Case, whole: Run, tmp_path: Path) -> None:
     """Graphs are larger than files may be, records are not."""

@@ -142,6 +142,7 @@ def test_an_adapter_that_names_no_base_is_refused(folder: Path) -> None:
             load_language_model(folder, CPU, torch.float32)
 
 
+@pytest.mark.slow("takes 1.3 s")
 def test_weights_of_an_adapter_in_a_models_file_are_never_left_out(folder: Path) -> None:
     weights = load_file(folder / "model.safetensors")
     for name in (

@@ -95,6 +95,7 @@ def test_presets_are_those_promised() -> None:
     assert promised <= set(preset_names())
 
 
+@pytest.mark.slow("takes 1.5 s")
 @given(config=configs())
 @settings(max_examples=50, deadline=None)
 def test_a_configuration_survives_a_yaml_file(config: TrainingConfig, tmp_path_factory: pytest.TempPathFactory) -> None:

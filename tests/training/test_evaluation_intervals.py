@@ -75,6 +75,7 @@ def test_every_number_of_an_evaluation_without_a_sequence_is_that_of_the_others(
         assert ours == pytest.approx(theirs, rel=1e-6)
 
 
+@pytest.mark.slow("takes 1.2 s")
 def test_differences_are_paired() -> None:
     parts, clt = parts_of(), tiny_transcoder("clt")
     tokens, settings = sequences(6), replace(ALL_TOKENS, prompts=([3, 4, 5, 6], [8, 9, 10], [7, 7, 9]))  # type: ignore[arg-type]

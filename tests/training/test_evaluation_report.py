@@ -27,6 +27,7 @@ def evaluation() -> Evaluation:
     return replace(found, conditions={**found.conditions, "model": "org/model"})
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_report_is_the_same_every_time_and_holds_no_date(evaluation: Evaluation, tmp_path: Path) -> None:
     written = [write_report(evaluation, tmp_path / name) for name in ("one", "two")]
     names = ["evaluation.json", "README.md", "nmse.png", "l0.png", "density.png"]

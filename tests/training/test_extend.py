@@ -170,6 +170,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow("takes 1.4 s")
 @pytest.mark.parametrize("name", REFUSED)
 def test_what_must_stay_is_refused_with_the_reason(name: str, finished: Path) -> None:
     value, reason = REFUSED[name]

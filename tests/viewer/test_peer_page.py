@@ -166,6 +166,7 @@ def test_nodes_tokens_rows_and_examples_are_all_there(
     assert all("127.0.0.1" in address or address.startswith("data:") for address in page.requests())
 
 
+@pytest.mark.slow("takes 3.2 s")
 def test_pins_and_supernodes_of_a_link_are_shown(show: Callable[..., Page], demo_graph: Graph, tmp_path: Path) -> None:
     page = show(demo_graph, "./feats")
     nodes = load_viewer_json(tmp_path / "graph_data" / "shown.json")["nodes"]

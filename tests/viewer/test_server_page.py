@@ -50,6 +50,7 @@ def test_a_prompt_is_traced_from_an_empty_folder(
     assert texts(page, "h1")[0] == PROMPT
 
 
+@pytest.mark.slow("takes 1.7 s")
 def test_progress_is_shown_and_a_trace_can_be_cancelled(
     visit: Callable[..., Page], served: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -72,6 +73,7 @@ def test_progress_is_shown_and_a_trace_can_be_cancelled(
     assert [each["slug"] for each in ask(served, "/api/graphs").json["graphs"]] == ["small"]
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_closing_the_dialog_ends_the_trace(
     visit: Callable[..., Page], served: Server, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -366,6 +368,7 @@ def test_without_a_model_the_page_shows_and_saves(browser: Browser, graph_folder
         page.close()
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_on_a_phone_and_in_the_dark(visit: Callable[..., Page], demo_served: Server) -> None:
     page = visit(width=390, height=800, phone=True, dark=True)
     page.click("[data-testid=narrow-2]")

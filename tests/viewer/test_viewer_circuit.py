@@ -134,6 +134,7 @@ def test_strongest_paths_between_pinned_nodes(small: Page):
     assert state(small, "pinned") == ["0_5_0", "3_20_1", "1_7_1"]
 
 
+@pytest.mark.slow("takes 1.6 s")
 def test_a_saved_view_comes_back_from_the_file(open_page: Callable[..., Page]):
     document = small_document()
     document["qParams"] = {
@@ -153,6 +154,7 @@ def test_a_saved_view_comes_back_from_the_file(open_page: Callable[..., Page]):
     assert state(again, "pinned") == []
 
 
+@pytest.mark.slow("takes 2 s")
 def test_what_was_taken_from_a_saved_view_stays_away(open_page: Callable[..., Page]):
     document = small_document()
     document["qParams"] |= {
@@ -173,6 +175,7 @@ def test_what_was_taken_from_a_saved_view_stays_away(open_page: Callable[..., Pa
     assert state(again, "linkType") == "both"
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_the_focus_stays_in_a_list_that_is_drawn_anew(small: Page):
     focused = "[document.activeElement.closest('[data-testid]')?.dataset.testid, document.activeElement.dataset.id]"
     small.js("viewer.actions.select('1_7_1')")

@@ -159,6 +159,7 @@ def test_addresses_lead_back_and_wrong_ones_to_nothing(open_page: Opener) -> Non
     assert page.errors() == []
 
 
+@pytest.mark.slow("takes 1.3 s")
 def test_a_file_that_says_no_heads_says_what_it_needs(small: Page) -> None:
     assert small.js("document.querySelector('[data-testid=head-filter]')") is None
     small.js("viewer.actions.select('1_7_1')")

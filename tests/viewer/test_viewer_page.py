@@ -179,6 +179,7 @@ def test_the_graph_is_walked_with_keys_and_spoken(small: Page):
     assert state(small, "clicked") is None
 
 
+@pytest.mark.slow("takes 1.4 s")
 def test_pictures_and_json_can_be_saved(small: Page):
     small.js("viewer.actions.pin(['0_5_0', '1_7_1']); viewer.actions.relabel(viewer.graph.nodes[0], 'a < b & c')")
     small.js(

@@ -89,6 +89,7 @@ def test_one_file_lists_filters_sorts_and_opens_graphs(run: Run, open_page: Call
     assert page.errors() == []
 
 
+@pytest.mark.slow("takes 1.3 s")
 def test_a_small_file_has_the_medoids_first(run: Run) -> None:
     medoids = [family["medoid"] for family in run_document(run)["families"]["families"]]
     text = run_page(run)

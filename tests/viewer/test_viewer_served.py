@@ -95,6 +95,7 @@ def test_features_from_a_file_each(browser: Browser, folder: Path, address: str)
     page.close()
 
 
+@pytest.mark.slow("takes 1.4 s")
 @pytest.mark.parametrize("pack", [zlib.compress, gzip.compress])
 def test_features_from_the_indexed_binary_form(browser: Browser, folder: Path, address: str, pack):
     (folder / "features").mkdir()

@@ -61,6 +61,7 @@ def resize(page: Page, size: tuple[int, int]) -> None:
     page.frames(4)
 
 
+@pytest.mark.slow("takes 1.5 s")
 def test_thirty_four_pins_can_be_read_at_every_width_in_the_order_of_their_tokens(
     open_page: Callable[..., Page],
 ) -> None:

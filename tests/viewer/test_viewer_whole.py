@@ -27,6 +27,7 @@ def deep_page() -> str:
     return graph_page(document)
 
 
+@pytest.mark.slow("takes 1.4 s")
 def test_all_nodes_and_output_names_are_in_the_panel(open_page: Callable[..., Page], deep_page: str):
     page = open_page(deep_page, width=1366, height=768)
     assert_whole(page)
