@@ -35,7 +35,7 @@ hypothesis.settings.register_profile("busy machine", deadline=None, derandomize=
 hypothesis.settings.load_profile("busy machine")
 
 LIMIT = 20.0
-CASES = 3
+CASES = 2
 GOLDEN = (5**0.5 - 1) / 2
 taken: Counter[str] = Counter()  # seconds by test, of those that do not say why they take long
 

@@ -56,6 +56,7 @@ def write_too_much(path: Path, kind: str) -> None:
             save_file({"x": torch.zeros(10**5)}, temporary)
 
 
+@pytest.mark.slow("takes 3 s")
 @pytest.mark.parametrize("kind", ["text", "tensors"])
 def test_no_room_is_a_typed_error_and_the_old_file_stays(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "file"

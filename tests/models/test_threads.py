@@ -313,6 +313,15 @@ def setting(name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
+def default_device(kind: str) -> Iterator[None]:
+    torch.set_default_device(kind)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)  # the one that was asked for would stay in the way of every operation
+
+
+@contextmanager
 def deterministic() -> Iterator[None]:
     torch.use_deterministic_algorithms(True)
     try:
@@ -328,7 +337,7 @@ SURROUNDINGS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
     "gradients": torch.enable_grad,
     "default-float64": lambda: setting("default_dtype", torch.float64),
     "default-bfloat16": lambda: setting("default_dtype", torch.bfloat16),
-    "default-device-meta": lambda: setting("default_device", "meta"),
+    "default-device-meta": lambda: default_device("meta"),
     "device-meta": lambda: torch.device("meta"),
     "deterministic": deterministic,
     "anomalies": torch.autograd.detect_anomaly,

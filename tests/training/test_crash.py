@@ -50,6 +50,7 @@ def same_end(run: Run, folder: Path) -> None:
         checkpoint.load_(run.state(), checkpoint.read(path))
 
 
+@pytest.mark.slow("kills processes, 3 s")
 @pytest.mark.parametrize(
     ("run", "background"),
     [

@@ -97,6 +97,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Trained:
     return of
 
 
+@pytest.mark.slow("starts processes, 8 s")
 @pytest.mark.few
 @grids
 @pytest.mark.parametrize("run", RUNS, ids=str)
