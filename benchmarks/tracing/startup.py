@@ -3,6 +3,8 @@
     python -m benchmarks.tracing.startup [--peer PEER_VENV] [--model FOLDER --transcoders FOLDER]
 
 Each call is a process of its own; the median of --runs of them, the files in the system's cache: one before is not counted.
+Of the last one, which traces a short prompt from start to exit, circuit-tracer has none without a hub. Bytecode of our sources
+is written first, as pip does for what it installs.
 Ready is the embedded default, and the model and dictionary that are named (`ready_once.py`), counted from the start of the
 process; its first and its second trace stand beside. Nothing is reported where a trace breaks its sum rule.
 """
@@ -10,6 +12,7 @@ process; its first and its second trace stand beside. Nothing is reported where 
 from __future__ import annotations
 
 import argparse
+import compileall
 import os
 import statistics
 import subprocess
@@ -20,12 +23,18 @@ from typing import Any
 
 from benchmarks.common.harness import versions
 from benchmarks.common.machine import describe, write_results
-from benchmarks.common.places import RESULTS
+from benchmarks.common.places import RESULTS, ROOT
 from benchmarks.common.processes import answer, our_command
+from benchmarks.tracing.ready_once import WORDS
 
 HELP_GOAL, READY_GOAL = 0.3, 1.5  # seconds for --help, and until the embedded default is ready
 RESIDUAL = 1e-5  # what a trace promises
-CALLS = {"--help": ["--help"], "attribute --help": ["attribute", "--help"]}
+CALLS = {
+    "--help": ["--help"],
+    "attribute --help": ["attribute", "--help"],
+    "attribute --demo": ["attribute", "--demo", "--prompt", WORDS, "--json"],
+}
+OURS_ALONE = ("attribute --demo",)
 
 
 def command_of(python: Path) -> Path:
@@ -67,10 +76,14 @@ def main() -> None:
     parser.add_argument("--results", type=Path, default=RESULTS / "startup.json")
     args = parser.parse_args()
     engines = {"ours": Path(sys.executable)} | ({"peer": args.peer / "bin" / "python"} if args.peer else {})
+    for sources in ("circuit_tracer", "kernels"):
+        compileall.compile_dir(ROOT / sources, quiet=1)
     results: dict[str, Any] = describe(versions=versions(), goal=HELP_GOAL, ready_goal=READY_GOAL, calls={}, ready={})
     for name, words in CALLS.items():
         results["calls"][name] = {}
         for engine, python in engines.items():
+            if engine != "ours" and name in OURS_ALONE:
+                continue
             taken = seconds([str(command_of(python)), *words], args.runs)
             results["calls"][name][engine] = {"median": statistics.median(taken), "all": taken}
             print(f"  circuit-tracer {name:20} {engine:5} {statistics.median(taken):7.3f} s", flush=True)
