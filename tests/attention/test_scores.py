@@ -52,7 +52,7 @@ def sums(explained: ScoreExplanation) -> tuple[Tensor, Tensor]:
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("case", "dtype"), product(SUMMED, (torch.float64, torch.float32)), ids=str)
+@pytest.mark.parametrize(("case", "dtype"), list(product(SUMMED, (torch.float64, torch.float32))), ids=str)
 def test_both_sides_and_all_pairs_add_up_to_the_score(case: Case, dtype: torch.dtype) -> None:
     """Every contrast at every place: they take turns from case to case."""
     tolerance = {torch.float64: 1e-9, torch.float32: 1e-5}[dtype]

@@ -61,7 +61,7 @@ def traced(kind: str) -> tuple[ReplacementModel, Graph]:
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("case", "kind"), (turn for turn in TURNS if possible(*turn)), ids=str)
+@pytest.mark.parametrize(("case", "kind"), [turn for turn in TURNS if possible(*turn)], ids=str)
 def test_graphs_equal_the_reference(case: Case, kind: str) -> None:
     model = with_attention(case, kind)
     graph = attribute(IDS, model, max_n_logits=3)

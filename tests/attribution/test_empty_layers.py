@@ -28,7 +28,7 @@ def silenced(kind: str, layers: list[int]) -> ReplacementModel:
 @pytest.mark.few
 @pytest.mark.parametrize(
     ("kind", "silent", "offload"),
-    product(("plt", "plt-skip", "clt"), ([1], [0, 2]), (None, "cpu", "disk")),
+    list(product(("plt", "plt-skip", "clt"), ([1], [0, 2]), (None, "cpu", "disk"))),
     ids=str,
 )
 def test_layers_without_active_features(kind: str, silent: list[int], offload: Any) -> None:

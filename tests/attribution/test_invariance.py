@@ -40,7 +40,7 @@ def assert_same(found: Graph, expected: Graph, tolerance: float = 1e-12) -> None
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("case", "budget", "batch_size"), product(CASES, BUDGETS, (1, 2, 7, 10_000)), ids=str)
+@pytest.mark.parametrize(("case", "budget", "batch_size"), list(product(CASES, BUDGETS, (1, 2, 7, 10_000))), ids=str)
 def test_batch_size_does_not_matter(case: Case, budget: int | None, batch_size: int) -> None:
     model, options = build(case), {"max_n_logits": 5, "max_feature_nodes": budget}
     found = attribute(IDS, model, batch_size=batch_size, **options)
@@ -70,7 +70,7 @@ def test_number_of_blocks_a_sweep_does_not_matter(case: Case, monkeypatch: pytes
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("case", "budget"), product(CASES, BUDGETS), ids=str)
+@pytest.mark.parametrize(("case", "budget"), list(product(CASES, BUDGETS)), ids=str)
 def test_rounds_of_the_selection_do_not_matter(case: Case, budget: int | None, monkeypatch: pytest.MonkeyPatch) -> None:
     model = build(case)
     expected = attribute(IDS, model, max_feature_nodes=budget)

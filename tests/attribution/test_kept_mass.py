@@ -47,7 +47,7 @@ def test_what_is_dropped_is_little_and_counted(case: Case, share: float) -> None
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("case", "budget", "batch_size"), product(CASES, (13, 40), (1, 7)), ids=str)
+@pytest.mark.parametrize(("case", "budget", "batch_size"), list(product(CASES, (13, 40), (1, 7))), ids=str)
 def test_chunks_do_not_matter_then_either(case: Case, budget: int, batch_size: int) -> None:
     model = build(case)
     expected = attribute(IDS, model, max_feature_nodes=budget, keep_edge_mass=0.8)

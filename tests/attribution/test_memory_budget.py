@@ -42,7 +42,7 @@ def plans(monkeypatch: pytest.MonkeyPatch) -> list[MemoryPlan]:
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("case", "budget"), itertools.product(CASES, (None, 13, 40)), ids=str)
+@pytest.mark.parametrize(("case", "budget"), list(itertools.product(CASES, (None, 13, 40))), ids=str)
 def test_half_of_what_is_needed_gives_the_same_graph(case: Case, budget: int | None, plans: list[MemoryPlan]) -> None:
     model = build(case)
     expected = attribute(IDS, model, max_feature_nodes=budget)
@@ -145,7 +145,7 @@ ERRORS = [
 @pytest.mark.few
 @pytest.mark.parametrize(
     ("case", "error"),
-    itertools.product(CASES, ERRORS),
+    list(itertools.product(CASES, ERRORS)),
     ids=lambda each: str(each) if isinstance(each, Case) else type(each).__name__,
 )
 def test_a_failed_allocation_halves_the_rows_and_loses_none(

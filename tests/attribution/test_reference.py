@@ -81,7 +81,7 @@ def test_engine_equals_reference_for_every_kind_of_transcoder(case: Case) -> Non
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("case", "kind"), product(FEW, TARGETS), ids=str)
+@pytest.mark.parametrize(("case", "kind"), list(product(FEW, TARGETS)), ids=str)
 def test_engine_equals_reference_for_every_kind_of_target(case: Case, kind: str) -> None:
     model, targets = build(case), TARGETS[kind]
     for position in (-1, 2, 0) if case == FEW[0] else (-1,):
@@ -102,7 +102,7 @@ def test_engine_equals_reference_for_directions_at_every_site(case: Case) -> Non
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("case", "left_out"), product(FEW, ([], [0, 1], [2], [0, 5])), ids=str)
+@pytest.mark.parametrize(("case", "left_out"), list(product(FEW, ([], [0, 1], [2], [0, 5]))), ids=str)
 def test_engine_equals_reference_for_any_positions_left_out(case: Case, left_out: list[int]) -> None:
     model = build(case)
     found = attribute(IDS, model, zero_positions=left_out, max_n_logits=2)
@@ -159,7 +159,7 @@ def test_reference_is_affine_in_its_sources(case: Case) -> None:
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("case", "budget"), product(one_each(), (None, 9)), ids=str)
+@pytest.mark.parametrize(("case", "budget"), list(product(one_each(), (None, 9))), ids=str)
 def test_influence_pruning_and_scores_equal_the_reference(case: Case, budget: int | None) -> None:
     model = build(case)
     graph = attribute(IDS, model, max_n_logits=3, max_feature_nodes=budget)

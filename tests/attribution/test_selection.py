@@ -45,7 +45,7 @@ def test_selection_equals_its_definition_on_dense_matrices(case: Case) -> None:
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("case", "more"), product(one_each(), (None, 0, "N", "N+5")), ids=str)
+@pytest.mark.parametrize(("case", "more"), list(product(one_each(), (None, 0, "N", "N+5"))), ids=str)
 def test_no_budget_or_a_large_one_keeps_all_active_features(case: Case, more: int | str | None) -> None:
     model = build(case)
     n = len(attribute(IDS, model).active_features)

@@ -187,5 +187,7 @@ def test_a_sparsity_rule(sources: Sources) -> None:
     """It trains, resumes, is kept and exported as the rules of the package are."""
     sources.follow("A sparsity rule")
     files = [f"tests/training/test_{name}.py" for name in ("step", "resume", "checkpoint", "export")]
-    printed = sources.run("-m", "pytest", "-q", "-p", "no:cacheprovider", "-k", "fixed", *files)
+    printed = sources.run(
+        "-m", "pytest", "-q", "-p", "no:cacheprovider", "-m", "slow or not slow", "-k", "fixed", *files
+    )
     assert int(printed.split(" passed")[0].split()[-1]) > 10

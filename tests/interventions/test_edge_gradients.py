@@ -25,7 +25,7 @@ def traced(architecture: str = "llama", **transcoder: Any) -> tuple[ReplacementM
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("architecture", "kind"), product(ARCHITECTURES, ("clt", "plt")))
+@pytest.mark.parametrize(("architecture", "kind"), list(product(ARCHITECTURES, ("clt", "plt"))))
 def test_with_everything_frozen_the_derivative_is_the_edge(architecture: str, kind: str) -> None:
     skip = kind == "plt"
     model, graph = traced(architecture, kind=kind, skip=skip)
@@ -48,9 +48,11 @@ def test_at_every_hook(input_hook: str, output_hook: str) -> None:
 @pytest.mark.few
 @pytest.mark.parametrize(
     ("architecture", "semantics"),
-    product(
-        ("llama", "gemma3", "gpt_neox", "gpt_oss"),
-        (LIVE, Semantics("constrained", range(1, 3), freeze_attention=False)),
+    list(
+        product(
+            ("llama", "gemma3", "gpt_neox", "gpt_oss"),
+            (LIVE, Semantics("constrained", range(1, 3), freeze_attention=False)),
+        )
     ),
     ids=str,
 )

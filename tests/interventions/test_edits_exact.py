@@ -79,7 +79,7 @@ SEMANTICS = [
 
 @pytest.mark.few
 @pytest.mark.parametrize(
-    ("architecture", "semantics"), product(("llama", "gemma3", "gpt_neox", "gpt_oss"), SEMANTICS), ids=str
+    ("architecture", "semantics"), list(product(("llama", "gemma3", "gpt_neox", "gpt_oss"), SEMANTICS)), ids=str
 )
 def test_a_batch_does_what_single_passes_do(architecture: str, semantics: Semantics) -> None:
     model, graph = traced(architecture, torch.float64, skip=True)

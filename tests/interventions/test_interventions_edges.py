@@ -67,7 +67,7 @@ def _some_nodes(case: Case, count: int = 6) -> list[int]:
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("architecture", "kind"), product(ARCHITECTURES, ("clt", "plt")))
+@pytest.mark.parametrize(("architecture", "kind"), list(product(ARCHITECTURES, ("clt", "plt"))))
 def test_an_edge_is_the_intervention_it_describes(architecture: str, kind: str) -> None:
     case = Case.of(architecture, kind=kind)
     for node in _some_nodes(case):
@@ -77,11 +77,13 @@ def test_an_edge_is_the_intervention_it_describes(architecture: str, kind: str) 
 @pytest.mark.few
 @pytest.mark.parametrize(
     ("architecture", "input_hook", "output_hook", "kind"),
-    product(
-        ("gemma2", "gpt2"),
-        ("hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in"),
-        ("hook_mlp_out", "mlp.hook_out"),
-        ("clt", "plt"),
+    list(
+        product(
+            ("gemma2", "gpt2"),
+            ("hook_resid_mid", "ln2.hook_normalized", "mlp.hook_in"),
+            ("hook_mlp_out", "mlp.hook_out"),
+            ("clt", "plt"),
+        )
     ),
 )
 def test_at_every_hook_with_a_skip_connection(architecture: str, input_hook: str, output_hook: str, kind: str) -> None:

@@ -61,7 +61,7 @@ GREEDY = Sampling(max_new_tokens=6, stop_at_eos=False)
 @pytest.mark.few
 @pytest.mark.parametrize(
     ("architecture", "dtype"),
-    zip(ARCHITECTURES, cycle((torch.float64, torch.float32))),
+    list(zip(ARCHITECTURES, cycle((torch.float64, torch.float32)))),
     ids=str,
 )
 def test_with_and_without_the_cache_the_text_is_the_same(architecture: str, dtype: torch.dtype) -> None:

@@ -93,7 +93,7 @@ def assert_recomputed(shape: tuple[int, ...], scores: Scores, dtype: torch.dtype
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("kind", "shape", "dtype"), product(KINDS, SHAPES, TOLERANCE), ids=str)
+@pytest.mark.parametrize(("kind", "shape", "dtype"), list(product(KINDS, SHAPES, TOLERANCE)), ids=str)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_pattern_made_anew_equals_the_specification(shape: tuple[int, ...], dtype: torch.dtype, kind: str) -> None:
     _, n_pos, _, n_kv, groups, d_head = shape

@@ -74,7 +74,7 @@ def assert_specified(problem: Problem, dtypes: Dtypes) -> None:
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("shape", "dtypes"), product(SHAPES, DTYPES), ids=str)
+@pytest.mark.parametrize(("shape", "dtypes"), list(product(SHAPES, DTYPES)), ids=str)
 @pytest.mark.usefixtures("poisoned_memory")
 def test_equals_the_specification(shape: tuple[int, int, int], dtypes: Dtypes) -> None:
     pattern = PATTERNS[(shape[2] + DTYPES.index(dtypes)) % len(PATTERNS)]

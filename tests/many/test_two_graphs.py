@@ -66,7 +66,7 @@ def pair() -> tuple[Graph, Graph]:
 @pytest.mark.few
 @pytest.mark.parametrize(
     ("case", "change", "budget"),
-    ((case, *how) for case in one_each() for how in (("prompt", 7), ("model", None))),
+    [(case, *how) for case in one_each() for how in (("prompt", 7), ("model", None))],
     ids=str,
 )
 def test_differences_of_edges_are_the_difference_of_the_logit(case: Case, change: str, budget: int | None) -> None:

@@ -353,7 +353,7 @@ def numbers(model: ReplacementModel) -> dict[str, list[Tensor]]:
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("name", "call"), product(SURROUNDINGS, SURROUNDED))
+@pytest.mark.parametrize(("name", "call"), list(product(SURROUNDINGS, SURROUNDED)))
 def test_what_surrounds_a_call_does_not_change_its_numbers(
     model: ReplacementModel, numbers: dict[str, list[Tensor]], name: str, call: str
 ) -> None:

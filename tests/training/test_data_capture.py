@@ -54,7 +54,7 @@ def test_an_activation_is_as_wide_where_an_autoencoder_stands_as_is_said(place: 
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("name", "input_hook", "output_hook"), product(ARCHITECTURES, INPUT_HOOKS, OUTPUT_HOOKS))
+@pytest.mark.parametrize(("name", "input_hook", "output_hook"), list(product(ARCHITECTURES, INPUT_HOOKS, OUTPUT_HOOKS)))
 def test_rows_are_those_of_tracing(name: str, input_hook: str, output_hook: str) -> None:
     parts = bind(tiny_model(name, torch.float32), name)
     if input_hook == "ln2.hook_normalized" and parts.layers[0].mlp_norm is None:

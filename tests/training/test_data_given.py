@@ -163,7 +163,7 @@ def test_autoencoders_of_written_rows_are_trained_started_from_and_measured(tmp_
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("kind", "split"), product(KINDS, ("by document", "by rows", "apart")))
+@pytest.mark.parametrize(("kind", "split"), list(product(KINDS, ("by document", "by rows", "apart"))))
 def test_a_stream_of_given_rows_resumes_at_every_step(
     kind: str, split: str, at: Callable[..., str], tmp_path: Path
 ) -> None:

@@ -23,7 +23,7 @@ HOOKS = [(input_hook, output_hook) for input_hook in INPUT_HOOKS for output_hook
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("name", "hooks"), product(ARCHITECTURES, HOOKS), ids=str)
+@pytest.mark.parametrize(("name", "hooks"), list(product(ARCHITECTURES, HOOKS)), ids=str)
 def test_the_function_between_the_points_is_the_models(name: str, hooks: tuple[str, str]) -> None:
     parts = data_cases.parts(name)
     if hooks[0] == "ln2.hook_normalized" and parts.layers[0].mlp_norm is None:
@@ -51,7 +51,7 @@ def test_products_are_finite_differences(name: str) -> None:
 
 
 @pytest.mark.few
-@pytest.mark.parametrize(("name", "hooks"), product(ARCHITECTURES, HOOKS), ids=str)
+@pytest.mark.parametrize(("name", "hooks"), list(product(ARCHITECTURES, HOOKS)), ids=str)
 def test_products_are_adjoint_to_gradients(name: str, hooks: tuple[str, str]) -> None:
     parts = data_cases.parts(name, torch.float64)
     if hooks[0] == "ln2.hook_normalized" and parts.layers[0].mlp_norm is None:
