@@ -87,16 +87,21 @@ def read_bytes(path: str | Path, largest: int) -> bytes:
         InputError: If it cannot be opened (`open_file`).
         FileFormatError: Beyond `largest` bytes.
     """
+    parts: list[bytes] = []
     with open_file(path) as file:
         try:
-            if (size := os.fstat(file.fileno()).st_size) <= largest:
-                data = file.read(largest + 1)
-                size = len(data)
+            size = os.fstat(file.fileno()).st_size
+            if size <= largest:
+                # room is made for all that is asked for: for the file as it is, then for what it may have grown by
+                parts, size = [file.read(size or _STEP)], 0  # some files have no size before they are read
+                while size <= largest and parts[-1]:
+                    size += len(parts[-1])
+                    parts.append(file.read(_STEP))
         except OSError as error:
             raise InputError(f"cannot read {path}: {error.strerror or error}. Copy it again.") from error
     if size > largest:
         raise FileFormatError(f"{path} has {size:,} bytes; at most {largest:,} are read of such a file.")
-    return data
+    return b"".join(parts)
 
 
 def read_text(path: str | Path, largest: int) -> str:

@@ -8,6 +8,7 @@ import os
 import sys
 import threading
 import time
+import tracemalloc
 import zlib
 from pathlib import Path
 from typing import Any
@@ -252,6 +253,34 @@ def test_files_beyond_the_limit_are_not_read(tmp_path: Path) -> None:
         file.truncate(10**12)
     with pytest.raises(FileFormatError, match="1,000,000,000,000 bytes"):
         read_json(path)
+
+
+def test_a_small_file_takes_no_room_for_the_largest_one(tmp_path: Path) -> None:
+    (tmp_path / "small").write_bytes(b"[1]")
+    tracemalloc.start()
+    try:
+        assert read_bytes(tmp_path / "small", 2**44) == b"[1]"
+        assert tracemalloc.get_traced_memory()[1] < 2**22
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("grown", [1, 2**20, 3 * 2**20 + 5])
+def test_a_file_that_grows_while_it_is_read_is_read_whole_up_to_the_limit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: int
+) -> None:
+    path, whole = tmp_path / "growing", os.urandom(100 + grown)
+    path.write_bytes(whole)
+    short = os.stat_result([*os.stat(path)[:6], 100, *os.stat(path)[7:10]])
+    monkeypatch.setattr(os, "fstat", lambda _: short)
+    assert read_bytes(path, len(whole)) == whole
+    with pytest.raises(FileFormatError, match=f"at most {len(whole) - 1:,}"):
+        read_bytes(path, len(whole) - 1)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="has files without a size on Linux alone")
+def test_a_file_that_says_no_size_is_read_too() -> None:
+    assert b"Name:" in read_bytes("/proc/self/status", 2**20)
 
 
 def test_json_is_read_plain_or_packed(tmp_path: Path) -> None:
