@@ -1,4 +1,4 @@
-"""What exported files keep of the dictionary as trained: whole short runs of every kind and rule on the embedded world.
+"""What exported files keep of the dictionary as trained: whole short runs of every rule and the kinds that it serves, on the embedded world.
 
     python -m benchmarks.training.export        # 100 s of one core
 
@@ -22,9 +22,9 @@ from benchmarks.common.harness import versions
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import RESULTS
 from circuit_tracer.demo import MODEL, world
-from circuit_tracer.training.config.schema import TrainingConfig
+from circuit_tracer.training.config.schema import SparsitySection, TrainingConfig
 from circuit_tracer.training.run.trainer import train
-from circuit_tracer.training.sparsity import RULES
+from circuit_tracer.training.sparsity import RULES, rule_of
 
 KINDS = ("clt", "plt", "skip", "sae")
 STEPS, BATCH, FEATURES, ACTIVE = 100, 512, 128, 4.0
@@ -61,6 +61,8 @@ def main() -> None:
         statements = [one.text for one in world.transcoder_training()]
         text.write_text("".join(json.dumps({"text": one}) + "\n" for one in statements), encoding="utf-8")
         for kind, rule in product(KINDS, RULES):
+            if kind not in rule_of(SparsitySection(activation=rule)).kinds:
+                continue
             config = configuration(kind, rule, text, Path(scratch) / f"{kind}-{rule}")
             kept = train(config).evaluation["conditions"]["export"]
             found[f"{kind}-{rule}"] = kept
