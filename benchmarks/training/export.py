@@ -1,4 +1,4 @@
-"""What exported files keep of the dictionary as trained: whole short runs of every rule and the kinds that it serves, on the embedded world.
+"""What exported files keep of the dictionary as trained: whole short runs of every rule, of the kinds that it serves.
 
     python -m benchmarks.training.export        # 100 s of one core
 
