@@ -63,15 +63,14 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 def _leave_few(items: list[pytest.Item]) -> None:
-    """Places at multiples of the golden ratio: in a product of lists they take values of each list, whatever their lengths."""
+    """Places whose multiples of the golden ratio have the smallest remainders: in step with no list of a product."""
     cases = defaultdict(list)
     for item in items:
         if item.get_closest_marker("few") and not item.get_closest_marker("slow"):
             cases[item.nodeid.partition("[")[0]].append(item)
     for alike in cases.values():
-        for place, item in enumerate(alike):
-            if place * GOLDEN % 1 >= CASES / len(alike):
-                item.add_marker(pytest.mark.slow(f"one of {len(alike)} cases of a test"))
+        for place in sorted(range(len(alike)), key=lambda place: place * GOLDEN % 1)[CASES:]:
+            alike[place].add_marker(pytest.mark.slow(f"one of {len(alike)} cases of a test"))
 
 
 @pytest.hookimpl(tryfirst=True)

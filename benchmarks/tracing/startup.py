@@ -3,8 +3,8 @@
     python -m benchmarks.tracing.startup [--peer PEER_VENV] [--model FOLDER --transcoders FOLDER]
 
 Each call is a process of its own; the median of --runs of them, the files in the system's cache: one before is not counted.
-Of the last one, which traces a short prompt from start to exit, circuit-tracer has none without a hub. Bytecode of our sources
-is written first, as pip does for what it installs.
+The last call traces a short prompt, from start to exit; circuit-tracer has none that works without a hub. Bytecode of our
+sources is written first, as pip does for what it installs.
 Ready is the embedded default, and the model and dictionary that are named (`ready_once.py`), counted from the start of the
 process; its first and its second trace stand beside. Nothing is reported where a trace breaks its sum rule.
 """

@@ -1,6 +1,6 @@
 """What exported files keep of the dictionary as trained: whole short runs of every rule, of the kinds that it serves.
 
-    python -m benchmarks.training.export        # 100 s of one core
+    python -m benchmarks.training.export        # some minutes of one core
 
 Each run is the trainer's own, from text to files; the numbers are those that it prints and keeps in evaluation.json: NMSE and
 L0 of the training rule, on held-out batches of the training's size, and of the files through the reader, on the same tokens; KL
@@ -12,7 +12,6 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +21,10 @@ from benchmarks.common.harness import versions
 from benchmarks.common.machine import describe, write_results
 from benchmarks.common.places import RESULTS
 from circuit_tracer.demo import MODEL, world
-from circuit_tracer.training.config.schema import SparsitySection, TrainingConfig
+from circuit_tracer.training.config.schema import TrainingConfig
 from circuit_tracer.training.run.trainer import train
-from circuit_tracer.training.sparsity import RULES, rule_of
+from tests.support.loop_cases import SERVED
 
-KINDS = ("clt", "plt", "skip", "sae")
 STEPS, BATCH, FEATURES, ACTIVE = 100, 512, 128, 4.0
 
 
@@ -60,9 +58,7 @@ def main() -> None:
         text = Path(scratch) / "world.jsonl"
         statements = [one.text for one in world.transcoder_training()]
         text.write_text("".join(json.dumps({"text": one}) + "\n" for one in statements), encoding="utf-8")
-        for kind, rule in product(KINDS, RULES):
-            if kind not in rule_of(SparsitySection(activation=rule)).kinds:
-                continue
+        for kind, rule in SERVED:
             config = configuration(kind, rule, text, Path(scratch) / f"{kind}-{rule}")
             kept = train(config).evaluation["conditions"]["export"]
             found[f"{kind}-{rule}"] = kept
